@@ -1,0 +1,279 @@
+"""What is executed: scenario, model, case. How it is executed is a target's business.
+
+The types live here; `fixtures` holds scenarios and `models` holds models. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """Which absolute positions a token may attend to.
+
+    `full`: every earlier position and itself. `window`: itself and the `window - 1` positions before it;
+    keys and values stay as they were computed when their token was new.
+    """
+
+    kind: str = "full"
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("full", "window"):
+            raise UserError(f"cache={self.kind!r}: unknown cache policy; use full or window(N)")
+        if (self.kind == "window") != (self.window is not None) or (self.window or 1) < 1:
+            raise UserError(f"cache={self}: window(N) needs a window of at least 1, full takes none")
+
+    def __str__(self) -> str:
+        return self.kind if self.window is None else f"{self.kind}({self.window})"
+
+    @classmethod
+    def parse(cls, text: str) -> CachePolicy:
+        """Read `full` or `window(63)`."""
+        word, _, rest = text.strip().partition("(")
+        if not rest:
+            return cls(word)
+        digits = rest.removesuffix(")")
+        if not rest.endswith(")") or not digits.isdigit():
+            raise UserError(f"cache={text!r}: not a cache policy; use full or window(N) with a whole number")
+        return cls(word, int(digits))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The inputs and the protocol.
+
+    `ids` holds one prompt per sequence (token ids). `padding` says on which side shorter prompts of a
+    batch, or all prompts up to `pad_to`, are filled. `resets` are step indices before which every cache
+    is cleared and positions start again at 0 with the prompt.
+    """
+
+    name: str
+    ids: tuple[tuple[int, ...], ...]
+    steps: int = 16
+    policy: CachePolicy = field(default_factory=CachePolicy)
+    padding: str = "right"
+    pad_to: int | None = None
+    pad_id: int = 0
+    resets: tuple[int, ...] = ()
+    sampling: str = "greedy"
+    seed: int = 0
+    texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids or any(not row for row in self.ids):
+            raise UserError(f"scenario={self.name!r}: has no tokens; give ids, texts or a file that is not empty")
+        if self.steps < 0:
+            raise UserError(f"steps={self.steps}: cannot be negative")
+        if self.padding not in ("left", "right"):
+            raise UserError(f"padding={self.padding!r}: use left or right")
+        if self.sampling != "greedy":
+            raise UserError(f"sampling={self.sampling!r}: only greedy is defined; drop the key")
+        if self.pad_to is not None and self.pad_to < max(map(len, self.ids)):
+            raise UserError(f"pad_to={self.pad_to}: shorter than the longest prompt ({max(map(len, self.ids))})")
+        for reset in self.resets:
+            if not 1 <= reset <= self.steps:
+                raise UserError(f"resets={list(self.resets)}: {reset} is not a decode step of 1..{self.steps}")
+
+    @property
+    def batch(self) -> int:
+        """Number of sequences."""
+        return len(self.ids)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the padded prompt."""
+        return self.pad_to or max(map(len, self.ids))
+
+    def with_batch(self, batch: int) -> Scenario:
+        """The same scenario with `batch` sequences: one prompt is replicated, a list must already fit."""
+        if batch == self.batch:
+            return self
+        if self.batch != 1 or batch < 1:
+            raise UserError(
+                f"batch={batch}: the scenario {self.name!r} lists {self.batch} prompts; "
+                "only a single prompt can be replicated"
+            )
+        return replace(self, ids=self.ids * batch, texts=self.texts * batch)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; two scenarios are the same exactly when this is equal (but for name and texts)."""
+        data = asdict(self)
+        data["policy"] = str(self.policy)
+        return data
+
+
+@dataclass(frozen=True)
+class Step:
+    """One event of a scenario.
+
+    `positions` are the absolute positions of the new tokens, `[B][T]`, -1 at padding. `tokens` are their
+    ids, or None when they are what the previous step predicted. `reset` clears every cache first.
+    """
+
+    index: int
+    kind: str
+    positions: tuple[tuple[int, ...], ...]
+    tokens: tuple[tuple[int, ...], ...] | None
+    reset: bool = False
+
+    @property
+    def width(self) -> int:
+        """New token columns T."""
+        return len(self.positions[0])
+
+
+def plan(scenario: Scenario) -> tuple[Step, ...]:
+    """Lay a scenario out as steps: one prefill, then one step per decoded token, resets in between."""
+    prefill = _prefill(scenario, index=0, reset=False)
+    lengths = [len(row) for row in scenario.ids]
+    steps, offset = [prefill], 0
+    for index in range(1, scenario.steps + 1):
+        if index in scenario.resets:
+            steps.append(_prefill(scenario, index=index, reset=True))
+            offset = 0
+            continue
+        steps.append(Step(index, "decode", tuple((n + offset,) for n in lengths), None))
+        offset += 1
+    return tuple(steps)
+
+
+def _prefill(scenario: Scenario, *, index: int, reset: bool) -> Step:
+    width = scenario.prompt_length
+    tokens, positions = [], []
+    for row in scenario.ids:
+        fill = width - len(row)
+        own = tuple(range(len(row)))
+        if scenario.padding == "left":
+            tokens.append((scenario.pad_id,) * fill + row)
+            positions.append((-1,) * fill + own)
+        else:
+            tokens.append(row + (scenario.pad_id,) * fill)
+            positions.append(own + (-1,) * fill)
+    return Step(index, "prefill", tuple(positions), tuple(tokens), reset)
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a segment.
+
+    `name` is what the graph calls it, `value` the value that it carries: a tap, `ids`, `rope`, `mask`.
+    `shape` uses B, T (new tokens) and W (cache rows handed in) for what a build decides.
+    """
+
+    name: str
+    value: str
+    axes: str
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the model that is exported and compiled alone; `taps` lie inside it, in execution order."""
+
+    name: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    taps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """Before `segment` runs, the rows of value `source` are appended to the cache tap `cache`."""
+
+    cache: str
+    source: str
+    segment: str
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The table that drives a segmented model: who feeds whom, and what is appended to which cache."""
+
+    segments: tuple[Segment, ...]
+    caches: tuple[CacheRow, ...]
+    output: str = "logits"
+
+    def appends(self, segment: str) -> Iterator[CacheRow]:
+        """Cache rows that are due before a segment."""
+        return (row for row in self.caches if row.segment == segment)
+
+    def producer(self, tap: str) -> str | None:
+        """The segment in which a tap is computed; None for inputs and caches."""
+        for segment in self.segments:
+            if tap in segment.taps or any(port.value == tap for port in segment.outputs):
+                return segment.name
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as shipped to a board's runner and stored in a run."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What the op behind a tap is: diagnosis learns it from here, never from names.
+
+    `inputs` are taps, `parameters` plain numbers, `weights` state_dict keys; `{i}` stands for the layer.
+    """
+
+    taps: str
+    role: str
+    inputs: tuple[str, ...] = ()
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+
+
+class Model(Protocol):
+    """One row of a model family: everything that references and targets need to know of it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def wiring(self) -> Wiring: ...
+    @property
+    def roles(self) -> tuple[Role, ...]: ...
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Canonical tap names in execution order."""
+    @property
+    def renames(self) -> Mapping[str, str]:
+        """Names that the original programs used -> canonical tap."""
+
+    def build(self) -> nn.Module:
+        """The whole model in eval mode, weights as torch's current generator draws them."""
+
+    def rope(self, module: nn.Module, positions: Tensor) -> Tensor:
+        """Rotary rows `[2, B, T, D]` for absolute positions `[B, T]`; -1 reads row 0."""
+
+    def split(self, state: Mapping[str, Tensor], *, masked: bool = False) -> dict[str, nn.Module]:
+        """Segment modules in wiring order, loaded strictly from a whole checkpoint."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text; UserError for what the vocabulary has not."""
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        """Text of token ids."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Model + weights + scenario."""
+
+    model: Model
+    state: Mapping[str, Tensor]
+    weights: str
+    scenario: Scenario

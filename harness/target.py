@@ -1,0 +1,145 @@
+"""The two protocols that every way of executing a case fulfils, and the language that names them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .case import Case, Step
+    from .progress import Progress
+    from .replay import Values
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run sets for every target; a target's own argument goes before."""
+
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    seed: int = 0
+    exporter: str = "dynamo"
+    opset: int | None = None
+    segments: str | None = None
+
+
+@dataclass(frozen=True)
+class Unobserved:
+    """Taps (glob) that a target cannot show at some steps (None: at all of them), and why."""
+
+    taps: str
+    reason: str
+    steps: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a session really does; stored in the run, shown in the report.
+
+    `substitutions` names every cast, fallback and replacement. `unobserved` lists what it cannot show;
+    every other tap is promised.
+    """
+
+    dtype: str
+    layout: str
+    substitutions: tuple[str, ...] = ()
+    unobserved: tuple[Unobserved, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A prepared target: executes the steps of one case and records taps through the tracer."""
+
+    facts: Facts
+
+    def step(
+        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
+    ) -> np.ndarray | None:
+        """Execute one step and return the logits `[B, V]` of each sequence's last real token.
+
+        `tokens` and `positions` are int64 `[B, T]`, -1 at padding. With `isolate`, every segment is run a
+        second time on the reference's values and recorded under the isolated sink. None: the step was
+        done elsewhere (a prefilled cache) and there is nothing to return.
+        """
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+
+class Target(Protocol):
+    """A way of executing a case."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str:
+        """One line for `parity targets`."""
+
+    def missing(self) -> str | None:
+        """Why this target cannot run here and what to do; None when it can."""
+
+    def prepare(
+        self, case: Case, *, arg: str, options: Options, reference: Values | None, workdir: Path, progress: Progress
+    ) -> Session:
+        """Export, compile and load. Files go to `workdir`, which is cached by content digest."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One side of a comparison, as a person writes it.
+
+    `kind` is `target` (NAME[:ARG][@DEVICE]) or `stored` (trace.h5[:RUN]).
+    """
+
+    label: str
+    text: str
+    kind: str
+    name: str
+    arg: str = ""
+    device: str | None = None
+
+
+_LABEL = re.compile(r"^([A-Za-z0-9_.\-]+)=(.+)$", re.DOTALL)
+
+
+def parse_spec(text: str) -> Spec:
+    """Read `[label=]NAME[:ARG][@DEVICE]`, `[label=]trace.h5[:RUN]` or `[label=]module:PKG:FACTORY`."""
+    match = _LABEL.match(text)
+    label, body = (match[1], match[2]) if match else ("", text)
+    if not body.strip():
+        raise UserError(f"spec={text!r}: is empty; name a target, for example onnx or trace.h5:torch")
+    path, run = _stored(body)
+    if path:
+        return Spec(label or run or Path(path).stem, body, "stored", path, run)
+    body, _, device = body.partition("@") if not body.startswith("module:") else (body, "", "")
+    name, _, arg = body.partition(":")
+    return Spec(label or body, text if not match else match[2], "target", name, arg, device or None)
+
+
+def _stored(body: str) -> tuple[str, str]:
+    match = re.match(r"^(.+\.(?:h5|hdf5))(?::(.+))?$", body)
+    return (match[1], match[2] or "") if match else ("", "")
+
+
+def split_specs(texts: Sequence[str]) -> list[Spec]:
+    """Several `--cand` values; one that lists bare names splits at commas, labels are made unique."""
+    parts: list[str] = []
+    for text in texts:
+        names = text.split(",")
+        bare = all(re.fullmatch(r"[A-Za-z0-9_\-]+", name.strip()) for name in names)
+        parts += [name.strip() for name in names] if bare else [text]
+    specs = [parse_spec(part) for part in parts]
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"cand={label!r}: named twice; give one of them a label, for example second={label}")
+    return specs

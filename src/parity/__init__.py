@@ -1,0 +1,1 @@
+"""Proves that a ported neural network still computes what the original computes."""
