@@ -277,3 +277,16 @@ class Case:
     state: Mapping[str, Tensor]
     weights: str
     scenario: Scenario
+
+
+@dataclass(frozen=True)
+class ModuleCase:
+    """Any `nn.Module` and the arrays it is called with: one step, taps by module hooks.
+
+    `spec` is how the factory was named (`PKG:FACTORY`), `inputs` maps argument names to arrays.
+    """
+
+    spec: str
+    module: nn.Module
+    inputs: Mapping[str, Any]
+    weights: str

@@ -1,0 +1,44 @@
+"""Where the rows of a cache stand, in absolute positions. Bookkeeping only: tensors are moved by others.
+
+Positions are int64 `[B, S]`; -1 marks padding or a slot that was never filled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Positions = npt.NDArray[np.int64]
+
+
+def empty(batch: int, rows: int = 0) -> Positions:
+    """Positions of `rows` slots that hold nothing yet."""
+    return np.full((batch, rows), -1, dtype=np.int64)
+
+
+def grown(held: Positions, new: Positions) -> Positions:
+    """After an append to a cache that keeps every row."""
+    return np.concatenate([held, new], axis=1)
+
+
+def rolled(held: Positions, new: Positions) -> Positions:
+    """After an append to a right-aligned window of fixed size: the oldest rows fall off on the left."""
+    return grown(held, new)[:, -held.shape[1] :] if held.shape[1] else held
+
+
+def attendable(query: Positions, key: Positions, window: int | None) -> npt.NDArray[np.bool_]:
+    """Which key rows each query may attend to, `[B, T, S]`; a query at padding sees the padding alone."""
+    behind = query[:, :, None] - key[:, None, :]
+    allowed = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    return allowed & ((key >= 0)[:, None, :] == (query >= 0)[:, :, None])
+
+
+def missing_rows(query: Positions, key: Positions, window: int | None) -> list[list[int]]:
+    """Per sequence, the positions that the newest query may attend to but that the cache does not hold."""
+    out = []
+    for sequence in range(query.shape[0]):
+        newest = int(query[sequence].max())
+        oldest = 0 if window is None else max(0, newest - window + 1)
+        held = {int(position) for position in key[sequence]}
+        out.append([p for p in range(oldest, newest + 1) if p not in held])
+    return out

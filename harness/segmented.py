@@ -1,0 +1,180 @@
+"""Drives a segmented model over steps, whatever executes the segments and wherever the cache rows lie.
+
+The wiring table says who feeds whom. A target brings an `Executor` (torch, ONNX Runtime, a chip) and a
+`Cache` (growing, rolling window ...); this file brings the loop, the taps and the isolated second call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from . import cache as bookkeeping
+from .tracer import recording, trace_tensor
+from .tracer import step as mark_step
+
+if TYPE_CHECKING:
+    from .case import Segment, Step, Wiring
+    from .target import Facts
+    from .tracer import Sink
+    from .values import Values
+
+#: What a hidden slot adds to a score: exp(-1e4) is exactly 0 in fp32, fp16 and bf16, and fits into all of them.
+HIDDEN = -1.0e4
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One value that a segment showed: a tap name, the array, its axes."""
+
+    tap: str
+    array: np.ndarray
+    axes: str
+
+
+class Executor(Protocol):
+    """Runs one segment."""
+
+    def call(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Sequence[Recorded]:
+        """Inputs by port name; outputs and inner taps in execution order, each name once."""
+
+    def close(self) -> None: ...
+
+
+class Cache(Protocol):
+    """Keys and values of every layer, in one layout."""
+
+    #: True where a step must be fed token by token.
+    single: bool
+
+    def reset(self) -> None: ...
+
+    def append(self, cache: str, rows: np.ndarray, positions: np.ndarray) -> None:
+        """Take the new rows `[B, h, T, d]` at absolute positions `[B, T]`."""
+
+    def view(self, cache: str) -> np.ndarray:
+        """What the segment is handed, `[B, h, W, d]`."""
+
+    def positions(self, cache: str) -> np.ndarray:
+        """Absolute position of each row of the view, int64 `[B, W]`, -1 where nothing is."""
+
+
+Rope = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass
+class SegmentedSession:
+    """A `Session` over segments.
+
+    `rope` gives rotary rows `[2, B, T, d]` for positions `[B, T]`. `masked` builds take an additive mask
+    `[B, 1, T, W]` as their last input. `window` is that of the scenario's cache policy.
+    """
+
+    wiring: Wiring
+    executor: Executor
+    cache: Cache
+    rope: Rope
+    facts: Facts
+    masked: bool = False
+    window: int | None = None
+    isolated_sink: Sink | None = None
+    #: Rows of earlier steps that this step repeats (layout `recompute`); tokens and positions `[B, S]`.
+    history: tuple[np.ndarray, np.ndarray] | None = None
+
+    def step(
+        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
+    ) -> np.ndarray | None:
+        """Execute one step; see `Session`."""
+        if step.reset:
+            self.cache.reset()
+        logits: list[np.ndarray] = []
+        for columns in self._chunks(tokens.shape[1]):
+            logits.append(self._pass(step, tokens[:, columns], positions[:, columns], isolate))
+        return last_real(np.concatenate(logits, axis=1), positions)
+
+    def close(self) -> None:
+        """Free the executor."""
+        self.executor.close()
+
+    def _chunks(self, width: int) -> Iterator[slice]:
+        size = 1 if self.cache.single else width
+        return (slice(at, at + size) for at in range(0, width, size))
+
+    def _pass(
+        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
+    ) -> np.ndarray:
+        values: dict[str, np.ndarray] = {"ids": tokens, "rope": self.rope(positions)}
+        with mark_step(step.index, positions=positions):
+            trace_tensor("rope", values["rope"], axes="c b t d", positions=positions)
+            for segment in self.wiring.segments:
+                self._append(segment, values, positions)
+                inputs = {port.name: values[port.value] for port in segment.inputs}
+                shown = self._call(segment, inputs, positions)
+                for item in shown:
+                    trace_tensor(item.tap, item.array, axes=item.axes)
+                    values[item.tap] = item.array
+                if isolate is not None and self.isolated_sink is not None:
+                    self._isolate(segment, inputs, step, positions, isolate)
+        return values[self.wiring.output]
+
+    def _append(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
+        for row in self.wiring.appends(segment.name):
+            self.cache.append(row.cache, values[row.source], positions)
+            values[row.cache] = self.cache.view(row.cache)
+            held = self.cache.positions(row.cache)
+            trace_tensor(row.cache, values[row.cache], axes="b h p d", positions=held)
+
+    def _call(
+        self, segment: Segment, inputs: Mapping[str, np.ndarray], positions: np.ndarray
+    ) -> Sequence[Recorded]:
+        held = self._held(segment)
+        if self.masked and held is not None:
+            return self.executor.call(segment.name, {**inputs, "mask": self._mask(positions, held)})
+        return self.executor.call(segment.name, inputs)
+
+    def _held(self, segment: Segment) -> np.ndarray | None:
+        caches = [row.cache for row in self.wiring.appends(segment.name)]
+        return self.cache.positions(caches[0]) if caches else None
+
+    def _mask(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        allowed = bookkeeping.attendable(query, key, self.window)
+        return np.where(allowed, 0.0, HIDDEN).astype(np.float32)[:, None]
+
+    def _isolate(
+        self,
+        segment: Segment,
+        inputs: Mapping[str, np.ndarray],
+        step: Step,
+        positions: np.ndarray,
+        reference: Values,
+    ) -> None:
+        """The same call on the reference's inputs: what is wrong now was born in this segment."""
+        swapped: dict[str, np.ndarray] = {}
+        for port in segment.inputs:
+            cached = port.value in {row.cache for row in self.wiring.caches}
+            at = self.cache.positions(port.value) if cached else positions
+            swapped[port.name] = reference.like(port.value, step.index, at, inputs[port.name])
+        with recording(self.isolated_sink), mark_step(step.index, positions=positions):
+            for item in self._call(segment, swapped, positions):
+                trace_tensor(item.tap, item.array, axes=item.axes)
+
+
+def last_real(logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Logits `[B, T, V]` of each sequence's newest token that is no padding -> `[B, V]`."""
+    newest = positions.argmax(axis=1)
+    return logits[np.arange(len(logits)), newest]
+
+
+def needs_mask(*, padded: bool, windowed: bool, layout: str, static: bool) -> bool:
+    """Whether an unmasked build would attend to rows that the cache policy or the padding hides."""
+    if padded or static:
+        return True
+    return windowed and layout in ("recompute", "grow")
+
+
+def provenance(wiring: Wiring) -> dict[str, Any]:
+    """What a comparison needs to know of the wiring, as plain data."""
+    return wiring.to_json()
