@@ -243,7 +243,14 @@ class Model(Protocol):
     @property
     def vocab_size(self) -> int: ...
     @property
-    def wiring(self) -> Wiring: ...
+    def window(self) -> int:
+        """Rows that the deployed model attends to: what a bare `window` cache policy means."""
+    @property
+    def wiring(self) -> Wiring:
+        """The default static build: every row handed in may be attended to."""
+    @property
+    def masked_wiring(self) -> Wiring:
+        """The build with an additive `mask` port, for histories shorter than the window and for padding."""
     @property
     def roles(self) -> tuple[Role, ...]: ...
     @property
@@ -255,6 +262,12 @@ class Model(Protocol):
 
     def build(self) -> nn.Module:
         """The whole model in eval mode, weights as torch's current generator draws them."""
+
+    def init_random(self, module: nn.Module, seed: int) -> None:
+        """Draw weights from `seed` alone, scaled so that activations are alive."""
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """UserError for a checkpoint whose keys, shapes or values cannot be this model's."""
 
     def rope(self, module: nn.Module, positions: Tensor) -> Tensor:
         """Rotary rows `[2, B, T, D]` for absolute positions `[B, T]`; -1 reads row 0."""

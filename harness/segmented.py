@@ -7,8 +7,9 @@ The wiring table says who feeds whom. A target brings an `Executor` (torch, ONNX
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -69,8 +70,9 @@ Rope = Callable[[np.ndarray], np.ndarray]
 class SegmentedSession:
     """A `Session` over segments.
 
-    `rope` gives rotary rows `[2, B, T, d]` for positions `[B, T]`. `masked` builds take an additive mask
-    `[B, 1, T, W]` as their last input. `window` is that of the scenario's cache policy.
+    `rope` gives rotary rows `[2, B, T, d]` for positions `[B, T]`. Where the wiring has a `mask` port, the
+    additive mask `[B, 1, T, W]` of the cache policy (`window`, None for full) goes in. With `repeat`
+    (layout recompute) every step feeds the whole history again, and only the new rows are recorded.
     """
 
     wiring: Wiring
@@ -78,11 +80,10 @@ class SegmentedSession:
     cache: Cache
     rope: Rope
     facts: Facts
-    masked: bool = False
     window: int | None = None
     isolated_sink: Sink | None = None
-    #: Rows of earlier steps that this step repeats (layout `recompute`); tokens and positions `[B, S]`.
-    history: tuple[np.ndarray, np.ndarray] | None = None
+    repeat: bool = False
+    _history: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -90,9 +91,17 @@ class SegmentedSession:
         """Execute one step; see `Session`."""
         if step.reset:
             self.cache.reset()
-        logits: list[np.ndarray] = []
-        for columns in self._chunks(tokens.shape[1]):
-            logits.append(self._pass(step, tokens[:, columns], positions[:, columns], isolate))
+            self._history.clear()
+        rows = None
+        if self.repeat:
+            self.cache.reset()
+            self._history.append((tokens, positions))
+            rows = tokens.shape[1]
+            tokens, positions = (np.concatenate(part, axis=1) for part in zip(*self._history, strict=True))
+        logits = [
+            self._pass(_Pass(step.index, positions[:, columns], rows, isolate), tokens[:, columns])
+            for columns in self._chunks(tokens.shape[1])
+        ]
         return last_real(np.concatenate(logits, axis=1), positions)
 
     def close(self) -> None:
@@ -103,21 +112,19 @@ class SegmentedSession:
         size = 1 if self.cache.single else width
         return (slice(at, at + size) for at in range(0, width, size))
 
-    def _pass(
-        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
-    ) -> np.ndarray:
-        values: dict[str, np.ndarray] = {"ids": tokens, "rope": self.rope(positions)}
-        with mark_step(step.index, positions=positions):
-            trace_tensor("rope", values["rope"], axes="c b t d", positions=positions)
+    def _pass(self, now: _Pass, tokens: np.ndarray) -> np.ndarray:
+        values: dict[str, np.ndarray] = {"ids": tokens, "rope": self.rope(now.positions)}
+        with now.marked():
+            trace_tensor("rope", values["rope"], axes="c b t d")
             for segment in self.wiring.segments:
-                self._append(segment, values, positions)
+                self._append(segment, values, now.positions)
+                self._mask(segment, values, now.positions)
                 inputs = {port.name: values[port.value] for port in segment.inputs}
-                shown = self._call(segment, inputs, positions)
-                for item in shown:
+                for item in self.executor.call(segment.name, inputs):
                     trace_tensor(item.tap, item.array, axes=item.axes)
                     values[item.tap] = item.array
-                if isolate is not None and self.isolated_sink is not None:
-                    self._isolate(segment, inputs, step, positions, isolate)
+                if now.isolate is not None and self.isolated_sink is not None:
+                    self._isolate(segment, inputs, now, now.isolate)
         return values[self.wiring.output]
 
     def _append(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
@@ -127,39 +134,40 @@ class SegmentedSession:
             held = self.cache.positions(row.cache)
             trace_tensor(row.cache, values[row.cache], axes="b h p d", positions=held)
 
-    def _call(
-        self, segment: Segment, inputs: Mapping[str, np.ndarray], positions: np.ndarray
-    ) -> Sequence[Recorded]:
-        held = self._held(segment)
-        if self.masked and held is not None:
-            return self.executor.call(segment.name, {**inputs, "mask": self._mask(positions, held)})
-        return self.executor.call(segment.name, inputs)
-
-    def _held(self, segment: Segment) -> np.ndarray | None:
-        caches = [row.cache for row in self.wiring.appends(segment.name)]
-        return self.cache.positions(caches[0]) if caches else None
-
-    def _mask(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:
-        allowed = bookkeeping.attendable(query, key, self.window)
-        return np.where(allowed, 0.0, HIDDEN).astype(np.float32)[:, None]
+    def _mask(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
+        if not any(port.value == "mask" for port in segment.inputs):
+            return
+        held = self.cache.positions(next(self.wiring.appends(segment.name)).cache)
+        allowed = bookkeeping.attendable(positions, held, self.window)
+        values["mask"] = np.where(allowed, 0.0, HIDDEN).astype(np.float32)[:, None]
 
     def _isolate(
-        self,
-        segment: Segment,
-        inputs: Mapping[str, np.ndarray],
-        step: Step,
-        positions: np.ndarray,
-        reference: Values,
+        self, segment: Segment, inputs: Mapping[str, np.ndarray], now: _Pass, reference: Values
     ) -> None:
         """The same call on the reference's inputs: what is wrong now was born in this segment."""
-        swapped: dict[str, np.ndarray] = {}
+        caches = {row.cache for row in self.wiring.caches}
+        swapped = dict(inputs)
         for port in segment.inputs:
-            cached = port.value in {row.cache for row in self.wiring.caches}
-            at = self.cache.positions(port.value) if cached else positions
-            swapped[port.name] = reference.like(port.value, step.index, at, inputs[port.name])
-        with recording(self.isolated_sink), mark_step(step.index, positions=positions):
-            for item in self._call(segment, swapped, positions):
+            if port.value != "mask":
+                at = self.cache.positions(port.value) if port.value in caches else now.positions
+                swapped[port.name] = reference.like(port.value, now.step, at, inputs[port.name])
+        with recording(self.isolated_sink), now.marked():
+            for item in self.executor.call(segment.name, swapped):
                 trace_tensor(item.tap, item.array, axes=item.axes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One run through the segments: a whole step, or one token of it."""
+
+    step: int
+    positions: np.ndarray
+    rows: int | None
+    isolate: Values | None
+
+    def marked(self) -> AbstractContextManager[None]:
+        kept = self.positions if self.rows is None else self.positions[:, -self.rows :]
+        return mark_step(self.step, rows=self.rows, positions=kept)
 
 
 def last_real(logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -173,8 +181,3 @@ def needs_mask(*, padded: bool, windowed: bool, layout: str, static: bool) -> bo
     if padded or static:
         return True
     return windowed and layout in ("recompute", "grow")
-
-
-def provenance(wiring: Wiring) -> dict[str, Any]:
-    """What a comparison needs to know of the wiring, as plain data."""
-    return wiring.to_json()

@@ -1,1 +1,11 @@
-"""targets."""
+"""Everything less trusted than the reference. A target costs no import until it is named."""
+
+from __future__ import annotations
+
+#: Name -> import string of the class, made without arguments.
+TARGETS: dict[str, str] = {
+    "segmented": "parity.targets.segmented:SegmentedTarget",
+    "onnx": "parity.targets.onnx:OnnxTarget",
+    "prefilled": "parity.targets.prefilled:PrefilledTarget",
+    "module": "parity.targets.module:ModuleTarget",
+}

@@ -1,1 +1,66 @@
-"""Proves that a ported neural network still computes what the original computes."""
+"""Proves that a ported neural network still computes what the original computes.
+
+    result = parity.run(ref="torch", cand=["onnx", "prefilled"], model="klm-tiny")
+    result.exit_code, result["onnx"].first
+
+Everything that the command line does is a call here, with the same words. Names are loaded when they are
+first used: importing `parity` costs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .driver import compare_traces as compare_traces
+    from .driver import run as run
+    from .harness.comparison import Comparison as Comparison
+    from .harness.comparison import Result as Result
+    from .harness.errors import CandidateError as CandidateError
+    from .harness.errors import InconclusiveError as InconclusiveError
+    from .harness.errors import ParityError as ParityError
+    from .harness.errors import UserError as UserError
+    from .harness.trace import Trace as Trace
+    from .harness.trace import TraceWriter as TraceWriter
+    from .harness.tracer import compare as compare
+    from .harness.tracer import executing as executing
+    from .harness.tracer import running as running
+    from .harness.tracer import step as step
+    from .harness.tracer import tap_modules as tap_modules
+    from .harness.tracer import trace_tensor as trace_tensor
+    from .stages import record as record
+
+_NAMES = {
+    "run": ".driver",
+    "compare_traces": ".driver",
+    "record": ".stages",
+    "Comparison": ".harness.comparison",
+    "Result": ".harness.comparison",
+    "ParityError": ".harness.errors",
+    "UserError": ".harness.errors",
+    "CandidateError": ".harness.errors",
+    "InconclusiveError": ".harness.errors",
+    "Trace": ".harness.trace",
+    "TraceWriter": ".harness.trace",
+    "running": ".harness.tracer",
+    "executing": ".harness.tracer",
+    "trace_tensor": ".harness.tracer",
+    "compare": ".harness.tracer",
+    "step": ".harness.tracer",
+    "tap_modules": ".harness.tracer",
+}
+
+__all__ = [*_NAMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'parity' has no attribute {name!r}")
+    value = getattr(import_module(_NAMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES])

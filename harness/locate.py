@@ -1,0 +1,79 @@
+"""From judged rows to words: the first divergence, the culprits, and how much was looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .comparison import COMPARED, Comparison, Coverage, Culprit, First, Row
+
+
+def first_of(comparison: Comparison) -> First | None:
+    """The first failing record in execution order, and what the claim is worth."""
+    rows = comparison.records
+    at = next((place for place, row in enumerate(rows) if row.failing), None)
+    if at is None:
+        return None
+    row = rows[at]
+    compared = sum(r.status in COMPARED for r in rows)
+    unseen = [r for r in rows[:at] if r.status in ("skipped", "missing", "extra")]
+    claim = f"first among {compared} of {len(rows)} records"
+    if unseen:
+        claim += f"; {len(unseen)} that were not compared before it could hide an earlier fault"
+    before = next((r for r in reversed(rows[:at]) if r.status in ("equal", "pass")), None)
+    return First(row.tap, row.step, row.slice or row.reason, claim, f"{before.tap} at step {before.step}" if before else "")
+
+
+def culprits_of(comparison: Comparison, wiring: Mapping[str, Any]) -> tuple[Culprit, ...]:
+    """Taps where a fault was born: one per segment, the earliest, in execution order.
+
+    A record that fails in isolation was born in its segment; later taps of that segment only carry it on.
+    A failing record that could not be isolated is a culprit only while nothing before it had failed.
+    """
+    culprits: dict[str, Culprit] = {}
+    failed_before = False
+    for row in comparison.records:
+        own = row.local_ratio is not None and row.local_ratio > 1.0
+        if own and (segment := row.segment or row.tap) not in culprits:
+            culprits[segment] = Culprit(row.tap, row.step, segment, _born(row), row.local_ratio)
+        elif row.failing and row.local_ratio is None and not failed_before:
+            segment = row.segment or row.tap
+            culprits.setdefault(segment, Culprit(row.tap, row.step, segment, _undecided(row), row.ratio))
+        failed_before = failed_before or row.failing or own
+    return tuple(culprits.values())
+
+
+def _born(row: Row) -> str:
+    ratio = "no multiple" if row.local_ratio is None else f"{row.local_ratio:.3g} times"
+    if row.segment == "cache":
+        return f"its rows are not the ones that were appended ({ratio} what the format explains)"
+    return f"fed the reference's inputs, {row.segment or 'it'} is still off by {ratio} what the format explains"
+
+
+def _undecided(row: Row) -> str:
+    if row.status in ("missing", "shape"):
+        return row.reason
+    why = row.local_reason or "not isolated"
+    return f"the first to depart; whether it was born here is open ({why})"
+
+
+def coverage_of(rows: Sequence[Row]) -> Coverage:
+    """Values of the reference that were checked, and why the others were not."""
+    expected = checked = hidden = 0
+    skipped: dict[str, int] = {}
+    blind: str | None = None
+    for row in rows:
+        size = int(np.prod(row.shape, dtype=np.int64))
+        if row.status == "extra":
+            continue
+        expected += size
+        hidden += row.hidden
+        if row.status in COMPARED:
+            checked += size
+            continue
+        reason = row.reason or row.status
+        skipped[reason] = skipped.get(reason, 0) + size
+        blind = blind or f"{row.tap} at step {row.step} ({reason})"
+    return Coverage(expected, checked, hidden, skipped, blind)

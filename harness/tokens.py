@@ -1,0 +1,75 @@
+"""Tokens of both sides: what each would emit, where they part, and whether that was a tie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .comparison import Tokens, TokenStep
+from .values import batch_positions, positional, rows_first
+
+if TYPE_CHECKING:
+    from .trace import Record, Run
+
+
+def tokens_of(reference: Run, candidate: Run, *, free: bool, output: str = "logits") -> Tokens:
+    """Greedy tokens per step and sequence, from the logits of both runs."""
+    expected, actual = _last_logits(reference, output), _last_logits(candidate, output)
+    flips: list[TokenStep] = []
+    compared = agreed = 0
+    texts: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for step in sorted(expected.keys() & actual.keys()):
+        if expected[step].shape != actual[step].shape:
+            continue
+        for sequence, (theirs, own) in enumerate(zip(expected[step], actual[step], strict=True)):
+            for side, logits in zip(texts, (theirs, own), strict=True):
+                while len(side) <= sequence:
+                    side.append([])
+                side[sequence].append(int(logits.argmax()))
+            compared += 1
+            if theirs.argmax() == own.argmax():
+                agreed += 1
+            else:
+                flips.append(_flip(step, sequence, theirs, own))
+    return Tokens(
+        compared,
+        agreed,
+        tuple(flips),
+        tuple(_text(reference, ids) for ids in texts[0]),
+        tuple(_text(reference, ids) for ids in texts[1]),
+        free,
+    )
+
+
+def _flip(step: int, sequence: int, theirs: np.ndarray, own: np.ndarray) -> TokenStep:
+    return TokenStep(
+        step, sequence, int(theirs.argmax()), int(own.argmax()), _margin(theirs, own), _margin(own, theirs)
+    )
+
+
+def _margin(side: np.ndarray, other: np.ndarray) -> float:
+    """How far a side's own choice lies above the other's choice, in its own logits."""
+    return float(side.max() - side[other.argmax()])
+
+
+def _last_logits(run: Run, output: str) -> dict[int, np.ndarray]:
+    """Step -> logits `[B, V]` of the newest real token of each sequence, float64."""
+    out: dict[int, np.ndarray] = {}
+    for record in run.records(output):
+        if positional(record) and record.axes.split()[-1] == "v":
+            out[record.step] = _newest(record)
+    return out
+
+
+def _newest(record: Record) -> np.ndarray:
+    rows = rows_first(record.read(), record.axes)
+    newest = batch_positions(record).argmax(axis=1)
+    return rows[np.arange(len(rows)), newest].astype(np.float64)
+
+
+def _text(run: Run, ids: list[int]) -> str:
+    """Text where the run says that ids are character codes, else the ids."""
+    if run.provenance.get("characters"):
+        return "".join(chr(code) for code in ids)
+    return " ".join(map(str, ids))

@@ -1,0 +1,175 @@
+"""The values of one run, looked up by tap, step and absolute position.
+
+Both alignment and isolation ask here: "what did this run hold for `layer0.ks` at positions 17..79 when
+step 5 was executed?" The answer does not depend on where the rows lay: the newest record up to that step
+that holds a position answers for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import InconclusiveError
+
+if TYPE_CHECKING:
+    from .trace import Record, Run
+
+TOKEN_AXES = ("t", "p")
+
+
+def token_axis(axes: str) -> int | None:
+    """Index of the axis that runs over tokens or cache rows; None if there is none."""
+    letters = axes.split()
+    return next((letters.index(letter) for letter in TOKEN_AXES if letter in letters), None)
+
+
+def positional(record: Record) -> bool:
+    """Whether a record can be aligned by absolute position."""
+    return token_axis(record.axes) is not None and record.positions is not None
+
+
+def batch_positions(record: Record) -> np.ndarray:
+    """Positions `[B, T]` of a record, shared ones repeated for each sequence."""
+    positions = np.asarray(record.positions)
+    return positions if positions.ndim == 2 else np.repeat(positions[None], _batch(record), axis=0)
+
+
+def _batch(record: Record) -> int:
+    letters = record.axes.split()
+    return record.shape[letters.index("b")] if "b" in letters else 1
+
+
+def rows_first(array: np.ndarray, axes: str) -> np.ndarray:
+    """`array` with axes (sequence, token, the rest): a view; sequence is added where there is none."""
+    letters = axes.split()
+    at = token_axis(axes)
+    if at is None:
+        raise ValueError(f"axes={axes!r}: has no token axis")
+    if "b" not in letters:
+        array, letters, at = array[None], ["b", *letters], at + 1
+    return np.moveaxis(array, (letters.index("b"), at), (0, 1))
+
+
+def rows_back(rows: np.ndarray, axes: str) -> np.ndarray:
+    """The inverse of `rows_first`."""
+    letters = axes.split()
+    at = token_axis(axes)
+    if at is None:
+        raise ValueError(f"axes={axes!r}: has no token axis")
+    if "b" not in letters:
+        return np.moveaxis(rows, (0, 1), (0, at + 1))[0]
+    return np.moveaxis(rows, (0, 1), (letters.index("b"), at))
+
+
+class TapRows:
+    """The rows of one tap over the steps of a run, one per sequence and position.
+
+    Walks the records forward, so asking in step order costs each record once.
+    """
+
+    def __init__(self, records: Sequence[Record], resets: Iterable[int] = ()) -> None:
+        self._records = records
+        self._resets = sorted(resets)
+        self.axes = records[0].axes
+        self._restart()
+
+    def _restart(self) -> None:
+        self._next = 0
+        self._epoch = 0
+        self._table: np.ndarray | None = None
+        self._known: np.ndarray | None = None
+
+    def at(self, step: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows `[B, T, ...]` for `[B, T]` positions as of `step`, and which of them exist `[B, T]`."""
+        if self._next and self._records[self._next - 1].step > step:
+            self._restart()
+        while self._next < len(self._records) and self._records[self._next].step <= step:
+            self._take(self._records[self._next])
+            self._next += 1
+        if self._epoch_of(step) != self._epoch:
+            self._table = self._known = None
+        if self._table is None or self._known is None:
+            raise InconclusiveError(f"step={step}: nothing is recorded for it up to there")
+        if len(positions) != len(self._known):
+            raise InconclusiveError(f"batch={len(positions)}: the reference recorded {len(self._known)} sequences")
+        inside = (positions >= 0) & (positions < self._known.shape[1])
+        index = np.where(inside, positions, 0)
+        sequences = np.arange(len(positions))[:, None]
+        found = inside & self._known[sequences, index]
+        rows = self._table[sequences, index]
+        rows[~found] = 0
+        return rows, found
+
+    def _epoch_of(self, step: int) -> int:
+        return sum(reset <= step for reset in self._resets)
+
+    def _take(self, record: Record) -> None:
+        epoch = self._epoch_of(record.step)
+        if epoch != self._epoch:
+            self._epoch, self._table, self._known = epoch, None, None
+        positions = batch_positions(record)
+        rows = rows_first(record.read(), record.axes)
+        self._reserve(rows, int(positions.max(initial=-1)) + 1)
+        assert self._table is not None
+        assert self._known is not None
+        sequence, column = np.nonzero(positions >= 0)
+        at = positions[sequence, column]
+        self._table[sequence, at] = rows[sequence, column]
+        self._known[sequence, at] = True
+
+    def _reserve(self, rows: np.ndarray, length: int) -> None:
+        have = 0 if self._known is None else self._known.shape[1]
+        if self._known is not None and self._table is not None and length <= have:
+            return
+        size = max(length, 2 * have)
+        table = np.zeros((rows.shape[0], size, *rows.shape[2:]), rows.dtype)
+        known = np.zeros((rows.shape[0], size), np.bool_)
+        if self._table is not None and self._known is not None:
+            table[:, :have], known[:, :have] = self._table, self._known
+        self._table, self._known = table, known
+
+
+class Values:
+    """Everything a run recorded, by tap."""
+
+    def __init__(self, run: Run, *, derived: Mapping[str, str] | None = None) -> None:
+        """`derived` maps a cache tap to the tap whose rows it is made of."""
+        self.run = run
+        self.resets = tuple(run.provenance.get("scenario", {}).get("resets", ()))
+        self._derived = dict(derived or {})
+        self._rows: dict[str, TapRows] = {}
+
+    def rows(self, tap: str) -> TapRows:
+        """The rows of one tap; a cache tap is read from its source, which has every row exactly once."""
+        source = self._derived.get(tap, tap)
+        if source not in self._rows:
+            records = self.run.records(source)
+            if not records:
+                raise InconclusiveError(
+                    f"tap={tap!r}: the run {self.run.name!r} has no record of it, so it cannot be fed to a segment"
+                )
+            self._rows[source] = TapRows(records, self.resets)
+        return self._rows[source]
+
+    def at(self, tap: str, step: int, positions: np.ndarray) -> np.ndarray:
+        """The value in the tap's own layout, its token axis as long as `positions` `[B, T]`."""
+        rows = self.rows(tap)
+        return rows_back(rows.at(step, positions)[0], rows.axes)
+
+    def like(self, tap: str, step: int, positions: np.ndarray, template: np.ndarray) -> np.ndarray:
+        """As `at`, in the candidate's number format; padding and hidden slots as the candidate has them."""
+        rows = self.rows(tap)
+        found_rows, found = rows.at(step, positions)
+        if (~found & (positions >= 0)).any():
+            lost = positions[~found & (positions >= 0)]
+            raise InconclusiveError(f"tap={tap!r}: the reference holds no row for position {int(lost[0])}")
+        own = rows_first(template, rows.axes).copy()
+        own[found] = found_rows[found].astype(template.dtype)
+        return rows_back(own, rows.axes)
+
+    def tokens(self, step: int) -> np.ndarray | None:
+        """Token ids `[B, T]` that the run was fed at a step; None if it recorded none."""
+        return next((record.read() for record in self.run.records("ids") if record.step == step), None)

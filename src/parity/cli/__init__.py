@@ -1,0 +1,102 @@
+"""The command line: parses, calls, prints. Commands are loaded when they are named."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+COMMANDS = {
+    "run": "run a reference and candidates, compare, judge, report",
+    "record": "record one target into a trace file",
+    "compare": "hold two stored runs against each other",
+    "report": "render a stored result again",
+    "trace": "look into trace files",
+    "targets": "list the ways of executing a case",
+    "models": "list the models",
+    "scenarios": "list the scenarios",
+    "prefill": "fill a KV cache on the host and write it as files",
+    "export": "write ONNX segments in the original folder layout",
+    "train": "train a reference checkpoint",
+    "doctor": "say what is installed and what each target needs",
+}
+
+
+class _Lazy(click.Group):
+    """Help costs no import: a command's module is loaded when the command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(f"parity.cli.{cmd_name}"), "command")  # noqa: B009
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from parity.harness.errors import did_you_mean
+
+            raise click.UsageError(f"command {args[0]!r}: unknown. {did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="parity")
+def cli() -> None:
+    """Proves that a ported neural network still computes what the original computes.
+
+    \b
+    parity run --ref torch --cand onnx             the tiny keyboard model, four commands in one
+    parity run --cand segmented --cand prefilled   several candidates, one report
+    parity run --model mypkg.net:build --inputs inputs.npz --cand onnx
+    parity compare before.h5 after.h5              two stored runs, nothing is executed
+
+    Exit status: 0 parity, 1 divergence, 2 usage or data error, 3 inconclusive, 4 a candidate failed.
+    """
+
+
+def main() -> None:
+    """Entry point: every error a person can cause is one paragraph and an exit status."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(args: list[str]) -> int:
+    from parity.harness.errors import ParityError
+
+    try:
+        code = cli.main(args=args, prog_name="parity", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\ninterrupted; what was recorded so far is kept and marked incomplete", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ParityError as error:
+        click.echo(f"parity: {error}", err=True)
+        return error.exit_code
+    except Exception:
+        if os.environ.get("PARITY_DEBUG"):
+            raise
+        import traceback
+
+        last = traceback.format_exc(limit=-1).strip().splitlines()
+        click.echo("parity: internal error: " + " ".join(line.strip() for line in last[-3:]), err=True)
+        click.echo("parity: this is a defect of parity; PARITY_DEBUG=1 shows the whole traceback", err=True)
+        return 70

@@ -1,0 +1,240 @@
+"""`parity.run`: record the reference, replay every candidate, compare, judge, report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from parity.harness.case import Case, ModuleCase
+from parity.harness.compare import Rules, compare_runs
+from parity.harness.comparison import Comparison, Finding, Result, Side
+from parity.harness.errors import CandidateError, ParityError, UserError
+from parity.harness.judge import Floor
+from parity.harness.mapping import TapMap, load_map
+from parity.harness.progress import Progress, Silent
+from parity.harness.target import Spec, parse_spec, split_specs
+from parity.harness.tolerance import Tolerance, load_tolerance
+from parity.harness.trace import Run, Trace
+from parity.harness.values import Values
+
+from .cases import build_case, build_module_case
+from .floors import noise_floor
+from .recorder import ISOLATED, Job, record, stored
+from .request import Request
+
+DEFAULT_CANDIDATES = ("segmented", "onnx", "prefilled")
+
+
+def run(
+    ref: str = "torch",
+    cand: str | Sequence[str] = DEFAULT_CANDIDATES,
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    report: bool = True,
+    **options: Any,
+) -> Result:
+    """Hold candidates against a reference and report.
+
+    `options` are those of the command line, by the same names (see `Request`). Writes `trace.h5`,
+    `report.html` and `report.json` into `out` (a dated folder by default; `report=False` leaves the
+    reports out). Raises UserError for what cannot be run, CandidateError never: a candidate that fails is
+    part of the result.
+    """
+    names = (cand,) if isinstance(cand, str) else tuple(cand)
+    unknown = options.keys() - Request.__dataclass_fields__.keys()
+    if unknown:
+        raise TypeError(f"run() has no option {sorted(unknown)[0]!r}")
+    taps = options.pop("taps", ())
+    request = Request(ref=ref, cand=names, taps=(taps,) if isinstance(taps, str) else tuple(taps), **options)
+    folder = new_folder(out)
+    return _Driver(request, folder, progress or Silent()).run(report=report)
+
+
+def new_folder(out: str | Path | None) -> Path:
+    """The folder that results go to; a dated one by default, never one that holds a trace already."""
+    folder = Path(out) if out else Path(f"parity-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={str(folder)!r}: cannot be made ({error.strerror}); name another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"out={str(folder)!r}: cannot be written to; name another folder")
+    return folder
+
+
+class _Driver:
+    """The stages of one run, in order."""
+
+    def __init__(self, request: Request, folder: Path, progress: Progress) -> None:
+        self.request, self.folder, self.progress = request, folder, progress
+        self.trace = folder / "trace.h5"
+        self.tolerance = load_tolerance(request.tol)
+        self.mapping: TapMap | None = load_map(request.map) if request.map else None
+        self.reference_spec = parse_spec(request.ref)
+        self.specs = split_specs(request.cand)
+        if not self.specs:
+            raise UserError("cand: name at least one candidate, for example --cand onnx")
+
+    def run(self, *, report: bool) -> Result:
+        """Everything: the result holds a comparison per candidate."""
+        self.case = self._case()
+        reference, side = self._reference()
+        comparisons = tuple(self._candidate(spec, reference, side) for spec in self.specs)
+        result = Result(comparisons, provenance=_environment(self.request), files={})
+        return self._reported(result) if report else result
+
+    def _case(self) -> Case | ModuleCase:
+        if self.request.own_module:
+            return build_module_case(self.request)
+        if self.request.inputs is not None:
+            raise UserError(f"inputs: belongs to a module of your own; --model {self.request.model} has a scenario")
+        return build_case(self.request, progress=self.progress)
+
+    def _reference(self) -> tuple[Run, Side]:
+        spec = self.reference_spec
+        if spec.kind == "stored":
+            trace, name = stored(spec)
+            return trace[name], _side(trace[name], spec.label, spec.name)
+        label = record(self._job(spec, None), progress=self.progress)
+        run = Trace(self.trace)[label]
+        return run, _side(run, label, str(self.trace))
+
+    def _candidate(self, spec: Spec, reference: Run, side: Side) -> Comparison:
+        spec = replace(spec, label=self._free_label(spec.label, reference.name))
+        try:
+            run, isolated, path = self._candidate_run(spec, reference)
+        except CandidateError as error:
+            empty = Side(spec.label, spec.label, spec.text, "")
+            return Comparison(spec.label, side, empty, failure=str(error), replay=self.request.replay)
+        floors = self._floors(reference, run)
+        comparison = compare_runs(
+            reference,
+            run,
+            rules=Rules(self.tolerance, floors),
+            sides=(side, _side(run, spec.label, path)),
+            isolated=isolated,
+            taps=self.request.taps,
+            mapping=self.mapping,
+            replay=self.request.replay,
+            force=self.request.force,
+            progress=self.progress,
+        )
+        return replace(comparison, findings=(*comparison.findings, *_observer(run)))
+
+    def _candidate_run(self, spec: Spec, reference: Run) -> tuple[Run, Run | None, str]:
+        if spec.kind == "stored":
+            trace, name = stored(spec)
+            return trace[name], _isolated(trace, name), spec.name
+        derived = {row["cache"]: row["source"] for row in reference.provenance.get("wiring", {}).get("caches", ())}
+        label = record(self._job(spec, Values(reference, derived=derived)), progress=self.progress)
+        trace = Trace(self.trace)
+        return trace[label], _isolated(trace, label), str(self.trace)
+
+    def _free_label(self, label: str, taken: str) -> str:
+        """A candidate that is named like the reference gets a name of its own."""
+        return f"{label}-cand" if label == taken else label
+
+    def _job(self, spec: Spec, reference: Values | None) -> Job:
+        workdir = _cache() / "work"
+        return Job(spec, self.case, self.request.options, self.trace, workdir, self.request.replay, reference)
+
+    def _floors(self, reference: Run, candidate: Run) -> dict[str, Floor]:
+        if not self.tolerance.auto:
+            return {}
+        dtypes = tuple(str(run.provenance.get("dtype", "float32")) for run in (reference, candidate))
+        return noise_floor(self.case, dtypes, _cache(), progress=self.progress)
+
+    def _reported(self, result: Result) -> Result:
+        from parity.reports.html import write_html
+        from parity.reports.json_report import write_json
+
+        files = {"trace": str(self.trace), "json": str(self.folder / "report.json"), "html": str(self.folder / "report.html")}
+        result = replace(result, files={kind: path for kind, path in files.items() if kind != "trace" or self.trace.exists()})
+        with self.progress.stage("reporting", 2) as bar:
+            write_json(result, self.folder / "report.json")
+            bar.advance()
+            write_html(result, self.folder / "report.html")
+            bar.advance()
+        return result
+
+
+def _isolated(trace: Trace, name: str) -> Run | None:
+    names = {run.name for run in trace.runs}
+    return trace[name + ISOLATED] if name + ISOLATED in names else None
+
+
+def _side(run: Run, label: str, path: str) -> Side:
+    shown: Mapping[str, Any] = {
+        key: value for key, value in run.provenance.items() if key not in ("wiring", "roles", "seconds")
+    }
+    return Side(label, run.name, run.target, path, dict(shown), tuple(run.provenance.get("seconds", ())))
+
+
+def _observer(run: Run) -> list[Finding]:
+    """What tapping changed: outputs of the tapped build that differ from the clean build's."""
+    effect = run.provenance.get("details", {}).get("observer_effect", {})
+    return [
+        Finding("note", f"tapping changed {name} of the candidate by up to {change:.3g}; the clean build is what is judged")
+        for name, change in effect.items()
+        if change
+    ]
+
+
+def _cache() -> Path:
+    from parity.reference.checkpoints import cache_folder
+
+    return cache_folder()
+
+
+def _environment(request: Request) -> dict[str, Any]:
+    import platform
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    asked = {key: str(value) for key, value in asdict(request).items() if value not in (None, (), False)}
+    libraries = {name: version(name) for name in ("parity", "torch", "numpy", "onnxruntime", "onnx", "h5py")}
+    return {"request": asked, "libraries": libraries, "host": platform.platform(), "python": platform.python_version()}
+
+
+def compare_traces(
+    reference: str | Path,
+    candidate: str | Path,
+    *,
+    ref_run: str | None = None,
+    cand_run: str | None = None,
+    tol: str = "auto",
+    taps: Sequence[str] = (),
+    map: str | None = None,  # noqa: A002  (the word of the command line)
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """The comparison of two stored runs; nothing is executed and torch is not imported.
+
+    Without names, the run called `torch` or `ref`, or the only one of its file, is taken.
+    """
+    sides = []
+    for path, name in ((reference, ref_run), (candidate, cand_run)):
+        trace, chosen = stored(Spec(name or "", str(path), "stored", str(path), name or ""))
+        sides.append((trace, chosen, str(path)))
+    (ref_trace, ref_name, ref_path), (cand_trace, cand_name, cand_path) = sides
+    return compare_runs(
+        ref_trace[ref_name],
+        cand_trace[cand_name],
+        rules=Rules(load_tolerance(tol), stored_floors(ref_trace[ref_name])),
+        sides=(_side(ref_trace[ref_name], ref_name, ref_path), _side(cand_trace[cand_name], cand_name, cand_path)),
+        isolated=_isolated(cand_trace, cand_name),
+        taps=taps,
+        mapping=load_map(map) if map else None,
+        force=force,
+        progress=progress,
+    )
+
+
+def stored_floors(run: Run) -> dict[str, Floor]:
+    """The noise floor that a run carries; empty if it was never measured."""
+    return {tap: Floor(**level) for tap, level in run.provenance.get("floors", {}).items()}

@@ -1,0 +1,78 @@
+"""The measured noise floor of a case: what trusted runs of it differ by, per tap.
+
+Three causes are measured: the number format (against fp64), the order of summation (another cache layout,
+so other shapes of the same products), and, for a candidate in a narrower format, that format emulated by
+torch. Measured once per case and format, then read from the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from parity.harness.case import Case, ModuleCase
+from parity.harness.compare import floors_from
+from parity.harness.judge import Floor
+from parity.harness.progress import Progress
+from parity.harness.target import Options, parse_spec
+from parity.harness.trace import Trace
+
+from .cases import case_provenance
+from .recorder import Job, record
+
+#: Raised when the way floors are measured changes, so that cached ones are measured anew.
+VERSION = 1
+
+BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 15}
+
+
+def noise_floor(case: Case | ModuleCase, dtypes: tuple[str, ...], cache: Path, *, progress: Progress) -> dict[str, Floor]:
+    """Floor per tap for runs in these number formats; empty for a format that torch cannot emulate here."""
+    dtype = min(dtypes, key=lambda name: BITS.get(name, 0))
+    if dtype not in BITS:
+        return {}
+    path = cache / "floors" / f"{_digest(case, dtype)}.json"
+    if not path.exists():
+        _write(path, _measure(case, dtype, progress))
+    return {tap: Floor(**level) for tap, level in json.loads(path.read_text()).items()}
+
+
+def _measure(case: Case | ModuleCase, dtype: str, progress: Progress) -> Mapping[str, Floor]:
+    with tempfile.TemporaryDirectory(prefix="parity-floor-") as folder:
+        path = Path(folder) / "floor.h5"
+        labels = [
+            record(Job(parse_spec(f"{spec}"), case, Options(), path, Path(folder)), progress=progress)
+            for spec in _specs(case, dtype)
+        ]
+        trace = Trace(path)
+        return floors_from(trace[labels[0]], [trace[label] for label in labels[1:]])
+
+
+def _specs(case: Case | ModuleCase, dtype: str) -> list[str]:
+    specs = ["floor-base=torch", "floor-fp64=torch:fp64"]
+    if isinstance(case, Case):
+        specs.append("floor-order=torch:grow")
+    if dtype not in ("float32", "float64"):
+        specs.append(f"floor-format=torch:{dtype}")
+    return specs
+
+
+def _digest(case: Case | ModuleCase, dtype: str) -> str:
+    import torch
+
+    known = {key: value for key, value in case_provenance(case).items() if key not in ("scenario", "wiring", "roles")}
+    text = json.dumps([VERSION, known, dtype, torch.__version__, torch.get_num_threads()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _write(path: Path, floors: Mapping[str, Floor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(json.dumps({tap: {"rms": floor.rms, "peak": floor.peak} for tap, floor in floors.items()}))
+    os.replace(draft, path)
+
+

@@ -1,0 +1,172 @@
+"""Executes one side of a comparison and records it into the trace file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from parity.harness.case import Case, ModuleCase, Step
+from parity.harness.errors import CandidateError, ParityError, UserError
+from parity.harness.progress import Progress
+from parity.harness.replay import Replayed, replay
+from parity.harness.target import Options, Spec
+from parity.harness.trace import RunWriter, Trace, TraceWriter
+from parity.harness.tracer import recording
+from parity.harness.tracer import step as mark_step
+
+from . import registry
+from .cases import case_provenance
+
+if TYPE_CHECKING:
+    from parity.harness.target import Session, Target
+    from parity.harness.values import Values
+
+#: Suffix of the run that holds a candidate's isolated replay.
+ISOLATED = "@isolated"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One execution: which target, on what case, how replayed, into which file."""
+
+    spec: Spec
+    case: Case | ModuleCase
+    options: Options
+    path: Path
+    workdir: Path
+    replay: str = "forced"
+    reference: Values | None = None
+
+
+def record(job: Job, *, progress: Progress) -> str:
+    """Run the job and return the name of the run that it left in the trace file."""
+    target = _target(job)
+    with ExitStack() as stack:
+        stack.enter_context(_threads(job.options.threads))
+        session = _prepared(target, job, progress)
+        stack.callback(session.close)
+        writer = stack.enter_context(TraceWriter(job.path))
+        run = stack.enter_context(_run(writer, job.spec.label, job, session))
+        isolate = job.replay != "free" and hasattr(session, "isolated_sink") and job.reference is not None
+        if isolate:
+            isolated = stack.enter_context(_run(writer, job.spec.label + ISOLATED, job, session))
+            session.isolated_sink = isolated  # type: ignore[attr-defined]
+        try:
+            done = _execute(session, job, run, isolate=isolate, progress=progress)
+        except (ParityError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise CandidateError(f"{job.spec.text}: failed while running: {type(error).__name__}: {error}") from error
+        run.update_provenance(seconds=done.seconds, **_after(session))
+    return job.spec.label
+
+
+def _execute(session: Session, job: Job, run: RunWriter, *, isolate: bool, progress: Progress) -> Replayed:
+    title = f"{'recording' if job.reference is None else 'replaying'} {job.spec.label}"
+    if isinstance(job.case, ModuleCase):
+        return _call_once(session, run, progress, title)
+    return replay(
+        session,
+        job.case.scenario,
+        sink=run,
+        progress=progress,
+        title=title,
+        reference=job.reference,
+        free=job.replay == "free",
+        isolate=isolate,
+    )
+
+
+def _call_once(session: Session, run: RunWriter, progress: Progress, title: str) -> Replayed:
+    """A module of the user's has one step and takes its inputs by name."""
+    import time
+
+    nothing = np.zeros((0, 0), np.int64)
+    begin = time.perf_counter()
+    with progress.stage(title, 1) as bar, recording(run), mark_step(0):
+        session.step(Step(0, "call", ((),), None), nothing, nothing, None)
+        bar.advance()
+    return Replayed((time.perf_counter() - begin,), ())
+
+
+def _target(job: Job) -> Target:
+    target: Target = registry.target(job.spec.name)
+    reason = target.missing()
+    if reason:
+        raise UserError(f"target={job.spec.name!r}: cannot run here: {reason}")
+    return target
+
+
+def _prepared(target: Target, job: Job, progress: Progress) -> Session:
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        return target.prepare(
+            job.case,  # type: ignore[arg-type]
+            arg=job.spec.arg,
+            options=_options(job),
+            reference=job.reference,
+            workdir=job.workdir,
+            progress=progress,
+        )
+    except (ParityError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise CandidateError(f"{job.spec.text}: could not be prepared: {type(error).__name__}: {error}") from error
+
+
+def _options(job: Job) -> Options:
+    from dataclasses import replace
+
+    return replace(job.options, device=job.spec.device) if job.spec.device else job.options
+
+
+def _run(writer: TraceWriter, name: str, job: Job, session: Session) -> RunWriter:
+    facts = session.facts
+    return writer.run(
+        name,
+        target=job.spec.text,
+        provenance={
+            **case_provenance(job.case),
+            "dtype": facts.dtype,
+            "layout": facts.layout,
+            "replay": job.replay if job.reference is not None else "own",
+            "substitutions": list(facts.substitutions),
+            "unobserved": [asdict(item) for item in facts.unobserved],
+            "details": dict(facts.details),
+            "command": sys.argv[1:],
+        },
+    )
+
+
+def _after(session: Session) -> Mapping[str, Any]:
+    """What a session only knows once it has run: observer effect, warnings."""
+    facts = session.facts
+    return {"details": dict(facts.details), "warnings": list(facts.details.get("warnings", ()))}
+
+
+def _threads(count: int | None) -> AbstractContextManager[Any]:
+    if count is None:
+        return nullcontext()
+    from parity.reference.torch_run import threads
+
+    return threads(count)
+
+
+def stored(spec: Spec) -> tuple[Trace, str]:
+    """The trace and run name of a stored side; without a run name the file must hold one that is meant."""
+    trace = Trace(spec.name)
+    if spec.arg:
+        return trace, spec.arg
+    names = list(dict.fromkeys(run.name for run in trace.runs if not run.name.endswith(ISOLATED)))
+    if len(names) == 1:
+        return trace, names[0]
+    chosen = next((name for name in ("torch", "ref") if name in names), None)
+    if chosen is None:
+        raise UserError(f"{spec.name}: holds the runs {', '.join(names) or 'none'}; say which, as {spec.name}:RUN")
+    return trace, chosen

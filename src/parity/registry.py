@@ -1,0 +1,44 @@
+"""Names of targets -> what they are; a name costs no import until it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from parity.harness.errors import UserError, did_you_mean
+
+
+def load(path: str) -> Any:
+    """The object behind `package.module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def merged(group: str, *tables: Mapping[str, str]) -> dict[str, str]:
+    """Built-in tables and the entry points of a group in one; a name given twice is refused."""
+    out: dict[str, str] = {}
+    extra = {point.name: point.value for point in entry_points(group=group)}
+    for table in (*tables, extra):
+        for name, path in table.items():
+            if name in out:
+                raise UserError(f"{group}={name!r}: is defined twice, by {out[name]} and {path}; rename one of them")
+            out[name] = path
+    return out
+
+
+def targets() -> dict[str, str]:
+    """Every way of executing a case."""
+    from parity.reference import REFERENCES
+    from parity.targets import TARGETS
+
+    return merged("parity.targets", REFERENCES, TARGETS)
+
+
+def target(name: str) -> Any:
+    """A target object by name."""
+    table = targets()
+    if name not in table:
+        raise UserError(f"target={name!r}: unknown. {did_you_mean(name, table)}")
+    return load(table[name])()

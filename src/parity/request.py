@@ -1,0 +1,77 @@
+"""What a run was asked for: the options of `parity run` and of `parity.run`, with their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parity.harness.errors import UserError, did_you_mean
+from parity.harness.target import Options
+
+REPLAYS = ("forced", "free", "isolated")
+EXPORTERS = ("dynamo", "script")
+DEFAULT_MODEL = "klm-tiny"
+DEFAULT_SCENARIO = "default"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One field per option; the command line and the Python call use the same words."""
+
+    ref: str = "torch"
+    cand: tuple[str, ...] = ()
+    model: str = DEFAULT_MODEL
+    scenario: str = DEFAULT_SCENARIO
+    prompt: str | None = None
+    steps: int | None = None
+    batch: int | None = None
+    cache: str | None = None
+    replay: str = "forced"
+    weights: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    seed: int | None = None
+    segments: str | None = None
+    taps: tuple[str, ...] = ()
+    tol: str = "auto"
+    map: str | None = None
+    exporter: str = "dynamo"
+    opset: int | None = None
+    inputs: str | Mapping[str, Any] | None = None
+    share_weights: bool = False
+    force: bool = False
+    out: Path | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        _one_of("replay", self.replay, REPLAYS)
+        _one_of("exporter", self.exporter, EXPORTERS)
+        for name in ("threads", "batch", "opset"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+
+    @property
+    def options(self) -> Options:
+        """What every target is told."""
+        return Options(
+            dtype=self.dtype,
+            device=self.device,
+            threads=self.threads,
+            seed=self.seed or 0,
+            exporter=self.exporter,
+            opset=self.opset,
+            segments=self.segments,
+        )
+
+    @property
+    def own_module(self) -> bool:
+        """Whether `model` names a factory of the user's (PKG:FACTORY) and not a row of ours."""
+        return ":" in self.model
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{name}={value!r}: unknown. {did_you_mean(value, known)}")

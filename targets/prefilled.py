@@ -1,0 +1,147 @@
+"""`prefilled`: started from a KV cache that was filled on the host and shipped as files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from parity.harness.case import Case, Step, plan
+from parity.harness.errors import InconclusiveError, UserError
+from parity.harness.progress import Progress
+from parity.harness.segmented import SegmentedSession, needs_mask
+from parity.harness.target import Facts, Options, Unobserved
+from parity.harness.values import Values
+
+from .caches import GrowCache, WindowCache
+from .prefilled_files import Prefilled, read, write
+from .segmented import is_padded, new_cache, parse_arg, torch_session
+
+#: Rotary rows shipped with a cache, as the original prefill ships.
+ROPE_ROWS = 32768
+
+
+@dataclass
+class PrefilledSession:
+    """Decodes with segments; a prefill step loads the shipped rows instead of computing them."""
+
+    inner: SegmentedSession
+    filled: Prefilled
+    facts: Facts
+
+    def step(
+        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
+    ) -> np.ndarray | None:
+        """None for a prefill, whose logits stayed on the host."""
+        if step.kind != "prefill":
+            return self.inner.step(step, tokens, positions, isolate)
+        if not np.array_equal(np.sort(positions), np.sort(self.filled.positions)):
+            raise InconclusiveError(
+                f"prefilled: the files hold {self.filled.positions.shape[1]} rows per sequence, this scenario's "
+                f"prompt has {positions.shape[1]}; prefill this prompt, or pass it with --prompt"
+            )
+        cache = self.inner.cache
+        assert isinstance(cache, GrowCache | WindowCache)
+        cache.reset()
+        for layer, rows in enumerate(self._pairs()):
+            for row, past in zip(rows, (self.filled.past_k, self.filled.past_v), strict=True):
+                cache.append(row, past[layer], self.filled.positions)
+        return None
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        names = [row.cache for row in self.inner.wiring.caches]
+        return list(zip(names[::2], names[1::2], strict=True))
+
+    @property
+    def isolated_sink(self) -> object:
+        """Where isolated records go."""
+        return self.inner.isolated_sink
+
+    @isolated_sink.setter
+    def isolated_sink(self, sink: object) -> None:
+        self.inner.isolated_sink = sink  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Free the segments."""
+        self.inner.close()
+
+
+class PrefilledTarget:
+    """`prefilled[:DIR]`: the files of a folder, or of the reference's own prefill shipped through files."""
+
+    name = "prefilled"
+    summary = "torch segments started from past_k, past_v and rope files; prefilled:DIR takes yours"
+
+    def missing(self) -> str | None:
+        """Always there."""
+        return None
+
+    def prepare(
+        self,
+        case: Case,
+        *,
+        arg: str,
+        options: Options,
+        reference: Values | None,
+        workdir: Path,
+        progress: Progress,
+    ) -> PrefilledSession:
+        """Write the reference's cache (unless a folder is given), load it back, cut the segments."""
+        folder = Path(arg) if arg else workdir / "prefilled"
+        if not arg:
+            if reference is None:
+                raise UserError("prefilled: as the reference it needs files; use prefilled:DIR, made by `parity prefill`")
+            write(folder, collect(case, reference))
+        filled = read(folder)
+        layout, dtype = parse_arg("", case.scenario, options.dtype)
+        windowed = case.scenario.policy.window is not None
+        masked = needs_mask(padded=is_padded(case.scenario), windowed=windowed, layout=layout, static=False)
+        inner = torch_session(case, new_cache(case, layout), layout, dtype, masked, options)
+        inner.rope = _Shipped(filled, dtype)
+        facts = replace(
+            inner.facts,
+            unobserved=(Unobserved("*", "prefilled on the host", steps=prefill_steps(case)),),
+            substitutions=(*inner.facts.substitutions, f"the prompt's keys and values come from files in {folder.name}"),
+        )
+        return PrefilledSession(inner, filled, facts)
+
+
+class _Shipped:
+    """Rotary rows from the shipped file, in the segments' number format."""
+
+    def __init__(self, filled: Prefilled, dtype: torch.dtype) -> None:
+        self._filled, self._dtype = filled, dtype
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        from parity.harness.arrays import to_array
+
+        return to_array(torch.from_numpy(self._filled.rows(positions)).to(self._dtype))
+
+
+def prefill_steps(case: Case) -> tuple[int, ...]:
+    """Indices of the steps that a host prefill replaces."""
+    return tuple(step.index for step in plan(case.scenario) if step.kind == "prefill")
+
+
+def collect(case: Case, reference: Values, *, rope_rows: int = ROPE_ROWS) -> Prefilled:
+    """The cache after the prompt as the reference recorded it, with the rotary rows that follow."""
+    first = plan(case.scenario)[0]
+    positions = np.array(first.positions, np.int64)
+    caches = case.model.wiring.caches
+    stacks = [
+        np.stack([reference.at(row.source, 0, positions) for row in caches[plane::2]]).astype(np.float32)
+        for plane in (0, 1)
+    ]
+    start = int(positions.max(axis=1).min()) + 1
+    return Prefilled(stacks[0], stacks[1], _rope(case, start, rope_rows), positions, start)
+
+
+def _rope(case: Case, start: int, count: int) -> np.ndarray:
+    module = case.model.build()
+    module.load_state_dict(dict(case.state), strict=True)
+    longest = getattr(case.model.config, "max_length", start + count)
+    rows = torch.arange(start, min(start + count, longest))[None]
+    with torch.no_grad():
+        return np.asarray(case.model.rope(module, rows).float().numpy())

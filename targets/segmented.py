@@ -1,0 +1,107 @@
+"""`segmented`: the model cut into head, blocks and tail in torch, the cache kept outside the graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from parity.harness.case import Case, Scenario
+from parity.harness.errors import UserError, did_you_mean
+from parity.harness.progress import Progress
+from parity.harness.segmented import Cache, SegmentedSession, needs_mask
+from parity.harness.target import Facts, Options
+from parity.harness.values import Values
+
+from .caches import GrowCache, WindowCache
+from .torch_segments import RopeTable, TorchExecutor
+
+LAYOUTS = ("window", "grow", "recompute")
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class SegmentedTarget:
+    """`segmented[:layout+dtype][@device]`."""
+
+    name = "segmented"
+    summary = "head, blocks and tail in torch, cache outside; layouts window, grow, recompute"
+
+    def missing(self) -> str | None:
+        """Always there."""
+        return None
+
+    def prepare(
+        self,
+        case: Case,
+        *,
+        arg: str,
+        options: Options,
+        reference: Values | None,
+        workdir: Path,
+        progress: Progress,
+    ) -> SegmentedSession:
+        """Cut the checkpoint into segments, strictly."""
+        layout, dtype = parse_arg(arg, case.scenario, options.dtype)
+        masked = needs_mask(
+            padded=is_padded(case.scenario),
+            windowed=case.scenario.policy.window is not None,
+            layout=layout,
+            static=False,
+        )
+        return torch_session(case, new_cache(case, layout), layout, dtype, masked, options)
+
+
+def torch_session(
+    case: Case, cache: Cache, layout: str, dtype: torch.dtype, masked: bool, options: Options
+) -> SegmentedSession:
+    """A session over torch segments with the cache given."""
+    wiring = case.model.masked_wiring if masked else case.model.wiring
+    device = options.device or "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device!r}: torch sees no CUDA device here; use cpu, or a machine that has one")
+    name = str(dtype).removeprefix("torch.")
+    return SegmentedSession(
+        wiring=wiring,
+        executor=TorchExecutor(case.model.split(case.state, masked=masked), wiring, dtype, device),
+        cache=cache,
+        rope=RopeTable(case, dtype),
+        facts=Facts(
+            dtype=name,
+            layout=layout,
+            substitutions=() if dtype == torch.float32 else (f"weights and tables cast to {name}",),
+            details={"masked": masked, "device": device, "torch": torch.__version__},
+        ),
+        window=case.scenario.policy.window,
+        repeat=layout == "recompute",
+    )
+
+
+def parse_arg(arg: str, scenario: Scenario, default_dtype: str | None) -> tuple[str, torch.dtype]:
+    """`grow+bf16` -> layout and dtype; a windowed scenario is run in a rolling window unless told otherwise."""
+    layout = "grow" if scenario.policy.window is None else "window"
+    dtype = DTYPES.get(default_dtype or "fp32")
+    if dtype is None:
+        raise UserError(f"dtype={default_dtype!r}: not for torch segments. {did_you_mean(str(default_dtype), DTYPES)}")
+    for word in filter(None, arg.split("+")):
+        if word in DTYPES:
+            dtype = DTYPES[word]
+        elif word in LAYOUTS:
+            layout = word
+        else:
+            raise UserError(f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *DTYPES])}")
+    if layout == "window" and scenario.policy.window is None:
+        raise UserError("segmented:window: the scenario's cache policy is full; use segmented:grow")
+    return layout, dtype
+
+
+def new_cache(case: Case, layout: str) -> Cache:
+    """An empty cache of a layout."""
+    window = case.scenario.policy.window
+    if layout == "window" and window is not None:
+        return WindowCache(case.scenario.batch, window)
+    return GrowCache(case.scenario.batch)
+
+
+def is_padded(scenario: Scenario) -> bool:
+    """Whether some prompt is shorter than the padded width."""
+    return any(len(row) != scenario.prompt_length for row in scenario.ids)
