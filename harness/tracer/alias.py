@@ -56,7 +56,7 @@ class AliasQueue:
     def add(self, entry: Entry, source: Any, *, hook: bool) -> None:
         """Copy the record; a waiting tap of the same value takes it over, and a tap takes over hooks."""
         whole = tuple(entry.array.shape) == tuple(source.shape)
-        identity = (entry.step, *_identity(source)) if whole and _identity(source) else None
+        identity = (entry.step, *_identity(source)) if whole and _tracked(source) else None
         same = [w for w in self._waiting if identity and w.identity == identity and w.hook != hook]
         if hook and same:
             _alias(same[0].entry, entry)
@@ -86,8 +86,11 @@ def _alias(kept: Entry, other: Entry) -> None:
     kept.meta.setdefault("alias", {})[other.tap] = other.call
 
 
+def _tracked(x: Any) -> bool:
+    """Whether x counts its in-place edits: torch tensors do, but for those of inference mode."""
+    return hasattr(x, "is_inference") and not x.is_inference()
+
+
 def _identity(x: Any) -> tuple[Any, ...]:
-    """What makes two torch tensors the same value: memory, layout and version; () where it is unknown."""
-    if not hasattr(x, "_version") or x.is_inference():
-        return ()
+    """What makes two torch tensors the same value: memory, layout and version."""
     return (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x.device, x._version)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from ..errors import UserError
 from .recorder import Recorder, Sink, StepMark, as_positions
 from .state import exporting, full_name, in_dynamo, local, refresh
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class executing:  # noqa: N801
@@ -18,25 +22,41 @@ class executing:  # noqa: N801
     A name may contain dots. Works as a decorator too.
     """
 
-    __slots__ = ("name",)
+    __slots__ = ("_stack", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __enter__(self) -> executing:
-        if local.traced or in_dynamo():
-            local.traced.append(self.name)
-        else:
-            local.scopes.append(self.name)
+        self._stack = _scope_stack()
+        if self._stack is not None:
+            self._stack.append(self.name)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if local.traced:
-            local.traced.pop()
-        else:
-            local.scopes.pop()
+        if self._stack is not None:
+            self._stack.pop()
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+            with executing(self.name):
+                return function(*args, **kwargs)
+
+        return inside
+
+
+def _scope_stack() -> list[str] | None:
+    """Where a scope that opens now is noted; None where nothing will ask for it.
+
+    Traced code notes nothing without need: torch.export warns of every side effect.
+    """
+    if in_dynamo():
+        wanted = local.live and (local.collected is not None or not exporting())
+        return local.traced if wanted else None
+    return local.traced or local.scopes
 
 
 def trace_tensor(name: str, x: Any, *, axes: str = "", positions: Any = None) -> None:
