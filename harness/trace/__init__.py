@@ -1,0 +1,11 @@
+"""The trace file: one HDF5 file, many runs, crash-safe while it grows, readable with plain h5py."""
+
+from __future__ import annotations
+
+from .reader import Run as Run
+from .reader import Trace as Trace
+from .record import Record as Record
+from .repair import Repaired as Repaired
+from .repair import repair as repair
+from .writer import RunWriter as RunWriter
+from .writer import TraceWriter as TraceWriter

@@ -1,0 +1,295 @@
+"""Reading a trace: killed, being written, or clean; names first, values when asked for."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import storage_dtype
+from ..errors import UserError, did_you_mean
+from . import format as f
+from .blocks import Blocks
+from .record import Record
+from .schema import Stream, read_layout
+
+_TRIES = 5
+
+
+class Trace:
+    """A snapshot of what was flushed when it was opened; open again to see more of a run in progress.
+
+    Read-only and lazy. UserError for a file that is missing, no trace, damaged or of a newer format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = os.fspath(path)
+        overlay, self.layout = _open(self.path)
+        with overlay:
+            index = self.layout.streams["index"]
+            rows = index.read(overlay.fd, 0, index.extent)
+            text = self.layout.streams["text"]
+            self._lines = list(f.lines(text.read(overlay.fd, 0, text.extent).tobytes(), self.path))
+            self._rows = _trusted(rows, self.layout.streams, self.layout.dtypes, self.path)
+            self._blocks = Blocks(os.dup(overlay.fd), self.layout.streams)
+        self.text_size = text.extent
+        self._texts = {int(x["text"]): str(x["is"]) for x in self._lines if "text" in x}
+        self._by_dtype = {n: self.layout.streams[f"data/{storage_dtype(n).name}"] for n in self.layout.dtypes}
+        self._offsets: list[int] = self._rows["offset"].tolist()
+        self._crcs: list[int] = self._rows["data_crc"].tolist()
+        self._runs = _runs(self)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of all generations, in the order in which they began."""
+        return list(self._runs)
+
+    def __getitem__(self, name: str) -> Run:
+        """The newest run of a name, or the one that "name#1", "name#2" names; UserError if there is none."""
+        for run in reversed(self._runs):
+            if name in (run.name, f"{run.name}#{run.generation}"):
+                return run
+        names = dict.fromkeys(run.name for run in self._runs)
+        raise UserError(f"run={name!r}: not in {self.path}. {did_you_mean(name, names)}")
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in (run.name, f"{run.name}#{run.generation}") for run in self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the file go now; it also goes when the last reference does."""
+        self._blocks.close()
+
+    @property
+    def num_records(self) -> int:
+        """Records of all runs."""
+        return len(self._rows)
+
+    @property
+    def num_runs(self) -> int:
+        """Runs of all generations."""
+        return len(self._runs)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of records, index and text, before compression."""
+        data = sum(end * storage_dtype(name).itemsize for name, end in self.stream_ends().items())
+        return data + self._rows.nbytes + self.text_size
+
+    @property
+    def texts(self) -> list[tuple[int, str]]:
+        """Every text that rows refer to, with its number."""
+        return list(self._texts.items())
+
+    def generations(self) -> dict[str, int]:
+        """How often each run name was used."""
+        found: dict[str, int] = {}
+        for run in self._runs:
+            found[run.name] = max(found.get(run.name, 0), run.generation)
+        return found
+
+    def stream_ends(self) -> dict[str, int]:
+        """Elements used of each storage type's stream."""
+        sizes = _sizes(self._rows)
+        ends: dict[str, int] = {}
+        for code in np.unique(self._rows["dtype"]):
+            mine = self._rows["dtype"] == code
+            name = f.storage_of(code, self.layout.dtypes).name
+            ends[name] = max(ends.get(name, 0), int((self._rows["offset"][mine] + sizes[mine]).max()))
+        return ends
+
+    def _text(self, number: int) -> str:
+        if number and number not in self._texts:
+            raise UserError(f"path={self.path}: text {number} is missing; the file is damaged")
+        return self._texts.get(number, "")
+
+    def _stream(self, dtype: str) -> Stream:
+        return self._by_dtype[dtype]
+
+
+class Run:
+    """One execution: who made it, whether it came to its end, and its records."""
+
+    def __init__(self, trace: Trace, number: int, content: dict[str, Any]) -> None:
+        self._trace = trace
+        self.number = number
+        self.name = str(content["name"])
+        self.generation = int(content["generation"])
+        self.target = str(content.get("target", ""))
+        self.created = str(content.get("created", ""))
+        self.provenance: dict[str, Any] = dict(content.get("provenance", {}))
+        self.complete = False
+        self._mine: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        self._listed: list[Record] | None = None
+
+    def __repr__(self) -> str:
+        state = "complete" if self.complete else "incomplete"
+        return f"<Run {self.label} of {self._trace.path}: {len(self)} records, {state}>"
+
+    def __len__(self) -> int:
+        return self._orders().size
+
+    @property
+    def label(self) -> str:
+        """The name that means this run and no other: with its generation once the name was used again."""
+        return self.name if self._trace.generations()[self.name] == 1 else f"{self.name}#{self.generation}"
+
+    @property
+    def taps(self) -> list[str]:
+        """Names in execution order: the order of their first records."""
+        numbers, first = np.unique(self._trace._rows["tap"][self._orders()], return_index=True)
+        return [self._trace._text(int(numbers[i])) for i in np.argsort(first)]
+
+    def records(self, tap: str | None = None) -> Sequence[Record]:
+        """Records in append order, of one tap or of all; UserError for a tap that the run does not have."""
+        if tap is None:
+            if self._listed is None:
+                self._listed = self._list(self._orders())
+            return self._listed
+        orders = self._orders()
+        found = [n for n, text in self._trace._texts.items() if text == tap]
+        mine = orders[np.isin(self._trace._rows["tap"][orders], found)]
+        if not mine.size:
+            raise UserError(f"tap={tap!r}: run {self.label!r} has no such tap. {did_you_mean(tap, self.taps)}")
+        return self._list(mine)
+
+    def __getitem__(self, key: str | tuple[str, int] | tuple[str, int, int]) -> np.ndarray[Any, Any]:
+        """Values of `run[tap]` (if it has one record), `run[tap, step]` or `run[tap, step, call]`."""
+        tap, *where = key if isinstance(key, tuple) else (key,)
+        records = self.records(tap)
+        found = [r for r in records if [r.step, r.call][: len(where)] == where]
+        if len(found) == 1:
+            return found[0].read()
+        if found:
+            raise UserError(f"tap={tap!r}: has {len(found)} records at {where or 'no step'}; {_which(found)}")
+        raise UserError(f"tap={tap!r}: has no record at {where}; {_which(records)}")
+
+    def verify(self) -> list[str]:
+        """Every record's checksum; what fails, in words."""
+        failures = []
+        for record in self.records():
+            try:
+                record.read()
+            except UserError as error:
+                failures.append(str(error))
+        return failures
+
+    def _orders(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self._mine is None:
+            self._mine = np.flatnonzero(self._trace._rows["run"] == self.number)
+        return self._mine
+
+    def _list(self, orders: np.ndarray[Any, np.dtype[np.int64]]) -> list[Record]:
+        rows, trace = self._trace._rows[orders], self._trace
+        shapes = _shapes(rows)
+        return [
+            Record(self, order, trace._text(tap), step, call, trace.layout.dtypes[dtype], *shapes[key], trace._text(axes))
+            for order, tap, step, call, dtype, key, axes in zip(
+                orders.tolist(), rows["tap"].tolist(), rows["step"].tolist(), rows["call"].tolist(),
+                rows["dtype"].tolist(), _shape_keys(rows), rows["axes"].tolist(), strict=True,
+            )
+        ]  # fmt: skip
+
+
+def _which(records: Sequence[Record]) -> str:
+    steps = list(dict.fromkeys(r.step for r in records))
+    shown = ", ".join(map(str, steps[:12])) + (" ..." if len(steps) > 12 else "")
+    calls = max(r.call for r in records) + 1
+    return f"it has steps {shown}" + (f" and up to {calls} calls a step; give tap, step, call" if calls > 1 else "")
+
+
+def _shape_keys(rows: np.ndarray[Any, Any]) -> list[bytes]:
+    """Bytes that say the shape, one per row: ndim and the eight sizes."""
+    packed = np.empty(len(rows), np.dtype([("ndim", "u1"), ("shape", "<i8", (f.MAX_DIMS,))]))
+    packed["ndim"], packed["shape"] = rows["ndim"], rows["shape"]
+    raw, size = packed.tobytes(), packed.dtype.itemsize
+    return [raw[i : i + size] for i in range(0, len(raw), size)]
+
+
+def _shapes(rows: np.ndarray[Any, Any]) -> dict[bytes, tuple[tuple[int, ...], int]]:
+    """Shape and size of every shape that occurs."""
+    found = {}
+    for key in set(_shape_keys(rows)):
+        shape = tuple(np.frombuffer(key[1:], "<i8")[: key[0]].tolist())
+        found[key] = (shape, math.prod(shape))
+    return found
+
+
+def _open(path: str) -> Any:
+    """The layout; a file that is being written may be caught in mid-change, so failures are tried again."""
+    for _ in range(_TRIES):
+        try:
+            return read_layout(path)
+        except UserError as error:
+            failure = error
+    raise failure
+
+
+def _runs(trace: Trace) -> list[Run]:
+    runs: dict[int, Run] = {}
+    for content in trace._lines:
+        if "run" in content:
+            runs[content["run"]] = Run(trace, content["run"], content)
+        elif "provenance_of" in content:
+            runs[content["provenance_of"]].provenance.update(content["fields"])
+        elif "end_of" in content:
+            runs[content["end_of"]].complete = bool(content["complete"])
+    return list(runs.values())
+
+
+def _sizes(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Elements of each row's record."""
+    used = np.arange(f.MAX_DIMS) < rows["ndim"][:, None]
+    sizes: np.ndarray[Any, np.dtype[np.int64]] = np.where(used, rows["shape"], 1).prod(axis=1)
+    return sizes
+
+
+def _trusted(
+    rows: np.ndarray[Any, Any], streams: dict[str, Stream], dtypes: list[str], path: str
+) -> np.ndarray[Any, Any]:
+    """Rows that were written, every one checked before anything is read or allocated after it."""
+    raw = rows.tobytes()
+    size = f.ROW.itemsize
+    while raw and not any(raw[-size:]):
+        raw = raw[:-size]
+    rows = rows[: len(raw) // size]
+    crcs = rows["row_crc"].tolist()
+    for number, crc in enumerate(crcs):
+        start = number * size
+        if zlib.crc32(raw[start : start + f.ROW_CRC_AT]) != crc:
+            raise UserError(f"path={path}: index row {number} fails its checksum; the file is damaged")
+    absurd = np.flatnonzero(_absurd(rows, streams, dtypes))
+    if absurd.size:
+        row = rows[absurd[0]]
+        raise UserError(
+            f"path={path}: index row {absurd[0]} points outside the file (dtype {row['dtype']}, offset {row['offset']}, "
+            f"shape {row['shape'][: row['ndim']].tolist()}); the file is damaged"
+        )
+    return rows
+
+
+def _absurd(rows: np.ndarray[Any, Any], streams: dict[str, Stream], dtypes: list[str]) -> np.ndarray[Any, Any]:
+    """Which rows cannot be true."""
+    bad = (rows["dtype"] >= len(dtypes)) | (rows["ndim"] > f.MAX_DIMS) | (rows["offset"] < 0)
+    bad |= (rows["shape"] < 0).any(axis=1)
+    extents = np.array([streams[f"data/{storage_dtype(name).name}"].extent for name in dtypes], np.float64)
+    used = np.arange(f.MAX_DIMS) < rows["ndim"][:, None]
+    sizes = np.where(used, rows["shape"].astype(np.float64), 1.0).prod(axis=1)
+    bad |= rows["offset"] + sizes > extents[np.minimum(rows["dtype"], len(dtypes) - 1)]
+    return np.asarray(bad)

@@ -1,0 +1,106 @@
+"""One tensor at one tap, step and call of a run: cheap to list, its values are read when asked for."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..dtypes import logical_dtype
+from ..errors import UserError
+from . import format as f
+from .checksum import checksum
+
+if TYPE_CHECKING:
+    from .reader import Run
+
+
+class Record:
+    """What the index says of a record; `order` counts all records of the file in append order.
+
+    `dtype` is the logical name, `axes` one letter per dimension or empty, `size` counts elements.
+    """
+
+    __slots__ = ("_run", "axes", "call", "dtype", "order", "shape", "size", "step", "tap")
+
+    def __init__(
+        self, run: Run, order: int, tap: str, step: int, call: int, dtype: str, shape: tuple[int, ...], size: int, axes: str
+    ) -> None:
+        self._run = run
+        self.order = order
+        self.tap = tap
+        self.step = step
+        self.call = call
+        self.dtype = dtype
+        self.shape = shape
+        self.size = size
+        self.axes = axes
+
+    def __repr__(self) -> str:
+        return f"<Record {self._label()} {self.dtype}{list(self.shape)}>"
+
+    @property
+    def positions(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """Absolute positions of the token axis, [T] or [B, T]; -1 where a slot is hidden; None if not told."""
+        row = self._row()
+        kind = int(row["position_kind"])
+        if kind == f.NO_POSITIONS:
+            return None
+        if kind == f.LISTED:
+            return np.array(json.loads(self._run._trace._text(int(row["positions"]))), np.int64)
+        start = int(row["position_start"])
+        flat = np.arange(start, start + int(row["position_count"]), dtype=np.int64)
+        return flat if kind == f.RANGE else flat.reshape(1, -1)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the recorder noted beside the values."""
+        number = int(self._row()["meta"])
+        return dict(json.loads(self._run._trace._text(number))) if number else {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file, before compression."""
+        return self.size * self._run._trace._stream(self.dtype).dtype.itemsize
+
+    def read(self) -> np.ndarray[Any, Any]:
+        """The values as a fresh array of the logical dtype; UserError when the checksum does not hold."""
+        start = self._start()
+        trace = self._run._trace
+        data = trace._blocks.fresh(trace._stream(self.dtype), start, start + self.size)
+        self._verify(data)
+        return data.view(logical_dtype(self.dtype)).reshape(self.shape)
+
+    def read_flat(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Elements start..stop in row-major order, read-only, through the trace's bounded cache.
+
+        The checksum is verified when the whole record is asked for at once.
+        """
+        if not 0 <= start <= stop <= self.size:
+            raise UserError(f"start={start}, stop={stop}: outside the {self.size} elements of {self._label()}")
+        trace = self._run._trace
+        base = self._start()
+        data = trace._blocks.view(trace._stream(self.dtype), base + start, base + stop) if stop > start else _NOTHING
+        if stop - start == self.size:
+            self._verify(data)
+        return data.view(logical_dtype(self.dtype)) if stop > start else np.empty(0, logical_dtype(self.dtype))
+
+    def _verify(self, data: np.ndarray[Any, Any]) -> None:
+        if checksum(data.view(np.uint8)) != self._run._trace._crcs[self.order]:
+            raise UserError(
+                f"path={self._run._trace.path}: {self._label()} fails its checksum; the file is damaged, record again"
+            )
+
+    def _start(self) -> int:
+        return self._run._trace._offsets[self.order]
+
+    def _row(self) -> Any:
+        return self._run._trace._rows[self.order]
+
+    def _label(self) -> str:
+        call = f", call {self.call}" if self.call else ""
+        return f"{self._run.label}: {self.tap!r} at step {self.step}{call}"
+
+
+_NOTHING = np.empty(0, np.uint8)

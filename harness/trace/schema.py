@@ -1,0 +1,200 @@
+"""The file on disk: an empty skeleton made at one stroke, and the handles of a reader or writer."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..dtypes import STORAGE_NAMES
+from ..errors import UserError
+from . import format as f
+from .overlay import Overlay
+
+
+@functools.cache
+def skeleton(level: int) -> bytes:
+    """The image of an empty trace; `level` 0 stores as is, 1..9 deflates the streams (after a byte shuffle)."""
+    with h5py.File("skeleton", "w", driver="core", backing_store=False, libver="latest") as file:
+        file.attrs.update(f.root_attributes())
+        _dataset(file, "index", f.ROW, 8192, 0)
+        _dataset(file, "text", np.dtype("u1"), 1 << 16, 0)
+        for name in STORAGE_NAMES:
+            _dataset(file, f"data/{name}", np.dtype(name), f.CHUNK // np.dtype(name).itemsize, level)
+        file.create_group("runs", track_order=True)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def _dataset(file: Any, name: str, dtype: np.dtype[Any], chunk: int, level: int) -> None:
+    options = {"compression": level, "shuffle": True} if level else {}
+    file.create_dataset(
+        name, shape=(0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, fill_time="never", track_times=False, **options
+    )
+
+
+def create(path: str, level: int) -> None:
+    """Put an empty trace at `path` unless there is a file already; nobody ever sees half of one."""
+    image = skeleton(level)
+    draft = f"{path}.{os.getpid()}.new"
+    try:
+        with open(draft, "wb") as out:
+            out.write(image)
+        os.link(draft, path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise UserError(f"path={path}: cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        if os.path.lexists(draft):
+            os.unlink(draft)
+
+
+def open_for_writing(path: str) -> Any:
+    """An h5py file in SWMR mode; our own lock keeps other writers out, so HDF5's locks stay off."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    access.set_file_locking(False, True)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_cache(0, 521, 0, 0.75)
+    flags = h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE
+    return h5py.File(h5py.h5f.open(os.fsencode(path), flags, access))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where the chunks of one dataset lie in the file: read without HDF5 from then on.
+
+    `chunks` maps a chunk number to (byte address, stored bytes); `extent` and `chunk` count elements.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    extent: int
+    chunk: int
+    deflated: bool
+    chunks: dict[int, tuple[int, int]]
+
+    def load(self, fd: int, number: int, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
+        """Elements start..stop of one chunk; UserError where the file does not have them."""
+        stop = self.chunk if stop is None else stop
+        if number not in self.chunks:
+            raise UserError(f"data={self.name}: chunk {number} was never written; the file is damaged")
+        address, stored = self.chunks[number]
+        if self.deflated:
+            return self._inflate(os.pread(fd, stored, address), number)[start:stop]
+        out = np.empty(stop - start, self.dtype)
+        got = os.preadv(fd, [out.view(np.uint8)], address + start * self.dtype.itemsize)
+        if got < out.nbytes:
+            out.view(np.uint8)[got:] = 0
+        return out
+
+    def read(self, fd: int, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Elements start..stop as a fresh array."""
+        if stop <= start:
+            return np.empty(0, self.dtype)
+        first, last = start // self.chunk, (stop - 1) // self.chunk
+        if first == last:
+            base = first * self.chunk
+            return self.load(fd, first, start - base, stop - base)
+        out = np.empty(stop - start, self.dtype)
+        for number in range(first, last + 1):
+            base = number * self.chunk
+            low, high = max(start, base), min(stop, base + self.chunk)
+            out[low - start : high - start] = self.load(fd, number, low - base, high - base)
+        return out
+
+    def _inflate(self, stored: bytes, number: int) -> np.ndarray[Any, Any]:
+        size = self.chunk * self.dtype.itemsize
+        try:
+            plain = zlib.decompressobj().decompress(stored, size)
+        except zlib.error as error:
+            raise UserError(f"data={self.name}: chunk {number} cannot be decompressed; the file is damaged") from error
+        if len(plain) != size:
+            raise UserError(f"data={self.name}: chunk {number} is cut off; the file is damaged")
+        return unshuffle(plain, self.dtype)
+
+
+def deflate(chunk: np.ndarray[Any, Any], level: int) -> bytes:
+    """What HDF5's shuffle and deflate filters make of a chunk."""
+    return zlib.compress(chunk.view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes(), level)
+
+
+def unshuffle(plain: bytes, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Undo HDF5's byte shuffle."""
+    planes = np.frombuffer(plain, np.uint8).reshape(dtype.itemsize, -1)
+    return np.ascontiguousarray(planes.T).reshape(-1).view(dtype)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the datasets of a trace file are and where; read once when a file is opened."""
+
+    streams: dict[str, Stream]
+    dtypes: list[str]
+    level: int
+    published: frozenset[str]
+
+
+def read_layout(path: str) -> tuple[Overlay, Layout]:
+    """Open a trace in whatever state it is; UserError with the reason when it is none."""
+    overlay = Overlay(path)
+    try:
+        with h5py.File(overlay, "r") as file:
+            return overlay, _layout(file, path)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        overlay.close()
+        raise UserError(f"path={path}: HDF5 cannot read it ({_first(error)}); it is damaged or cut off") from error
+    except UserError:
+        overlay.close()
+        raise
+
+
+def _first(error: BaseException) -> str:
+    return str(error).splitlines()[0].strip("'\"") if str(error) else type(error).__name__
+
+
+def _layout(file: Any, path: str) -> Layout:
+    _check_version(file, path)
+    streams = {name: _stream(file[name], name, path) for name in f.DATASETS if _is_ours(file, name)}
+    missing = [name for name in ("index", "text") if name not in streams]
+    if missing or streams["index"].dtype != f.ROW:
+        raise UserError(f"path={path}: its index or text is not that of a trace; the file is damaged")
+    level = max((file[name].compression_opts or 0) for name in streams)
+    dtypes = json.loads(file.attrs["dtypes"])
+    runs = frozenset(file["runs"]) if "runs" in file else frozenset()
+    return Layout(streams, [str(name) for name in dtypes], level, runs)
+
+
+def _check_version(file: Any, path: str) -> None:
+    if file.attrs.get("format") != f.FORMAT:
+        raise UserError(f"path={path}: an HDF5 file, but not a trace written by parity")
+    version = int(file.attrs["version"])
+    if version > f.VERSION:
+        raise UserError(
+            f"path={path}: written in trace format {version}, this parity reads up to {f.VERSION}; update parity"
+        )
+
+
+def _is_ours(file: Any, name: str) -> bool:
+    """Whether a dataset is there as a plain member: no link leads out of the file."""
+    return isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset)
+
+
+def _stream(dataset: Any, name: str, path: str) -> Stream:
+    if dataset.ndim != 1 or dataset.chunks is None:
+        raise UserError(f"path={path}: {name} is not the flat chunked stream of a trace")
+    chunks: dict[int, tuple[int, int]] = {}
+    step = int(dataset.chunks[0])
+
+    def add(info: Any) -> None:
+        chunks[info.chunk_offset[0] // step] = (int(info.byte_offset), int(info.size))
+
+    dataset.id.chunk_iter(add)
+    return Stream(name, dataset.dtype, int(dataset.shape[0]), step, bool(dataset.compression), chunks)

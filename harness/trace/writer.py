@@ -1,0 +1,343 @@
+"""Recording: one writer per file, many runs, records copied at once and written behind the caller's back."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import as_logical, from_any, storage_dtype
+from ..errors import UserError
+from . import format as f
+from . import schema, views
+from .drain import Drain, Flush
+from .labels import Labels, created, environment
+from .lock import FileLock
+from .reader import Trace
+from .repair import mend
+from .stage import Pool, Stage
+
+FLUSH_BYTES = 64 << 20
+FLUSH_SECONDS = 1.0
+_BLOCK_ROWS = 4096
+_LEVELS = {None: 0, "gzip": 1} | {f"gzip:{level}": level for level in range(1, 10)}
+
+
+class TraceWriter:
+    """Creates a trace file or appends to one, repairing it first when its last writer was killed.
+
+    `max_bytes`: recording stops with UserError before records and index would take more (as recorded:
+    HDF5 adds a few per mille, compression is not counted off). `compress`: None, "gzip" or "gzip:1".."gzip:9", lossless, decided when the file is made.
+    What was recorded is visible to readers at latest a second later, after 64 MiB, or on `flush`; `close`
+    also publishes the natural views. UserError: unwritable place, second writer, file of another kind.
+    """
+
+    def __init__(self, path: str | Path, *, max_bytes: int | None = None, compress: str | None = None) -> None:
+        self.path = os.fspath(path)
+        level = _level(compress)
+        _make(self.path, level)
+        self._file_lock = FileLock(self.path)
+        try:
+            before = self._open(level, compress)
+        except BaseException:
+            self._file_lock.release()
+            raise
+        self._resume(before, max_bytes)
+        atexit.register(self.close)
+
+    def _open(self, level: int, compress: str | None) -> Trace:
+        """What the file holds already, once it is fit to be appended to."""
+        mend(self.path)
+        before = Trace(self.path)
+        if compress is not None and before.layout.level != level:
+            raise UserError(f"compress={compress!r}: {self.path} was made with another setting; use a new file")
+        self._file = _open_file(self.path)
+        return before
+
+    def _resume(self, before: Trace, max_bytes: int | None) -> None:
+        """Set up recording behind the records that are there."""
+        self._codes = {name: code for code, name in enumerate(before.layout.dtypes)}
+        self._labels = Labels(before.texts)
+        self._generations = before.generations()
+        self._num_runs = before.num_runs
+        self._streams = before.layout.streams
+        self._ends = before.stream_ends()
+        self._fd = os.open(self.path, os.O_RDONLY)
+        self._max_bytes = max_bytes
+        self._bytes = before.num_bytes
+        self._pad = f.CHUNK if before.layout.level else 1
+        self._lock = threading.RLock()
+        self._pool = Pool()
+        self._stages: dict[str, Stage] = {}
+        self._rows, self._count = bytearray(_BLOCK_ROWS * f.ROW.itemsize), 0
+        self._text: list[bytes] = []
+        self._unflushed, self._due = 0, time.monotonic() + FLUSH_SECONDS
+        self._closed = False
+        self._open_runs: list[RunWriter] = []
+        ends = {"index": before.num_records, "text": before.text_size}
+        self._drain = Drain(self._file, self.path, ends, before.layout.level, self._pool)
+        self._drain.start(self._rows, self._idle)
+
+    def run(self, name: str, *, target: str = "", provenance: Mapping[str, Any] | None = None) -> RunWriter:
+        """Begin a run; a name that exists already makes a new generation, which `notice` says."""
+        if not name or "#" in name:
+            raise UserError(f"name={name!r}: a run needs a name without '#'; 'torch#2' names the second run of a name")
+        with self._lock:
+            self._check()
+            generation = self._generations.get(name, 0) + 1
+            self._generations[name] = generation
+            run = RunWriter(self, self._num_runs, name, generation)
+            self._num_runs += 1
+            self._open_runs.append(run)
+            self._say(
+                {
+                    "run": run._number,
+                    "name": name,
+                    "generation": generation,
+                    "target": target,
+                    "created": created(),
+                    "provenance": {**environment(), **(provenance or {})},
+                }
+            )
+            self.flush()
+        return run
+
+    def flush(self) -> None:
+        """Return when everything recorded so far is in the file and visible to readers."""
+        with self._lock:
+            self._check()
+            flush = self._send_flush()
+        flush.done.wait()
+        self._check()
+
+    def close(self) -> None:
+        """End runs that are still open as incomplete, publish the views and free the file."""
+        with self._lock:
+            if self._closed:
+                return
+            for run in list(self._open_runs):
+                run._end(complete=False)
+            self._send_flush()
+            self._closed = True
+        self._drain.stop()
+        atexit.unregister(self.close)
+        self._leave()
+
+    def _leave(self) -> None:
+        os.close(self._fd)
+        try:
+            if self._drain.failure is not None:
+                mend(self.path)
+                raise self._drain.failure
+            views.publish(self.path)
+        finally:
+            self._file_lock.release()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self.close()
+        except UserError:
+            if error is None:
+                raise
+
+    def _record(
+        self,
+        run: RunWriter,
+        tap: str,
+        data: np.ndarray[Any, Any],
+        dtype: str,
+        step: int,
+        call: int,
+        axes: str,
+        positions: Any,
+        meta: Mapping[str, Any] | None,
+    ) -> None:
+        """Copy one record into its stream's buffer and note its row."""
+        with self._lock:
+            self._check()
+            labels, nbytes = self._labels, data.nbytes
+            self._admit(tap, nbytes)
+            kind, start, count, listed = labels.positions(positions, axes, data.shape)
+            storage = storage_dtype(dtype)
+            stage = self._stages.get(storage.name) or self._stage(storage.name)
+            shape = data.shape if data.ndim == f.MAX_DIMS else data.shape + _NO_DIMS[data.ndim]
+            f.PACK(
+                self._rows, self._count * 128,
+                run._number, labels.tap(tap), labels.axes(axes, data.ndim), labels.meta(meta), listed, call,
+                kind, self._codes[dtype], data.ndim, count, step, stage.position // storage.itemsize, start, *shape,
+            )  # fmt: skip
+            if labels.fresh:
+                self._text += labels.take()
+            stage.put(data.view(storage), self._count)
+            self._count += 1
+            self._unflushed += nbytes
+            if self._count == _BLOCK_ROWS or self._unflushed >= FLUSH_BYTES or time.monotonic() >= self._due:
+                self._send_flush()
+
+    def _admit(self, tap: str, nbytes: int) -> None:
+        self._bytes += nbytes + f.ROW.itemsize
+        if self._max_bytes is not None and self._bytes > self._max_bytes:
+            self._bytes -= nbytes + f.ROW.itemsize
+            self._send_flush().done.wait()
+            raise UserError(
+                f"max_bytes={self._max_bytes}: recording {tap!r} ({nbytes} bytes) would exceed it; "
+                f"{self._drain.kept} records ({self._bytes} bytes) are kept, the run is incomplete; "
+                "allow more, or record fewer taps or steps"
+            )
+
+    def _stage(self, name: str) -> Stage:
+        """The stage of a stream that is recorded for the first time; it goes on inside the last chunk."""
+        stream = self._streams[f"data/{name}"]
+        end = self._ends.get(name, 0)
+        whole = end // stream.chunk * stream.chunk
+        tail = stream.read(self._fd, whole, end).view(np.uint8)
+        stage = Stage(name, end * stream.dtype.itemsize, tail, self._take, self._drain.send)
+        self._stages[name] = stage
+        return stage
+
+    def _take(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return self._pool.take(len(self._stages) + 1)
+
+    def _say(self, content: Mapping[str, Any]) -> None:
+        self._text.append(f.line(content))
+
+    def _send_flush(self) -> Flush:
+        """Hand over everything; the caller holds the lock."""
+        for stage in self._stages.values():
+            stage.flush(pad_to=self._pad)
+        rows, count = self._rows, self._count
+        self._rows, self._count = (bytearray(_BLOCK_ROWS * f.ROW.itemsize), 0) if count else (rows, 0)
+        flush = Flush(rows, count, b"".join(self._text), self._rows)
+        self._text = []
+        self._unflushed, self._due = 0, time.monotonic() + FLUSH_SECONDS
+        self._drain.send(flush)
+        return flush
+
+    def _idle(self) -> None:
+        """The drain has had nothing to do: let what lies in the buffers be seen."""
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._closed and (self._count or self._text):
+                    self._send_flush()
+            finally:
+                self._lock.release()
+
+    def _check(self) -> None:
+        if self._drain.failure is not None:
+            raise self._drain.failure
+        if self._closed:
+            raise UserError(f"path={self.path}: this trace writer is closed; open another")
+
+
+class RunWriter:
+    """One run being recorded. As a context manager: a clean exit completes it, an exception does not."""
+
+    def __init__(self, writer: TraceWriter, number: int, name: str, generation: int) -> None:
+        self.name = name
+        self.generation = generation
+        self.notice: str | None = None
+        if generation > 1:
+            self.notice = (
+                f"run {name!r} exists already in {writer.path}: this one is kept beside it as {name}#{generation}, "
+                "and is the one that is compared"
+            )
+        self._writer = writer
+        self._number = number
+        self._over = False
+
+    def record(
+        self,
+        tap: str,
+        array: Any,
+        *,
+        step: int = 0,
+        call: int = 0,
+        axes: str = "",
+        positions: Any = None,
+        dtype: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Copy an array of any shape (at most 8 dimensions) into the trace.
+
+        `axes`: one letter per dimension ("b h t d"), or nothing. `positions`: int64 absolute positions
+        [T] or [B, T] of the token axis, -1 hides a slot. `dtype`: the logical name when `array` holds
+        storage bits (uint16 that is bfloat16); values are never converted. `meta`: plain JSON data.
+        """
+        if self._over:
+            raise UserError(f"run={self.name!r}: is finished; begin another one to record {tap!r}")
+        data, name = from_any(array)
+        if dtype is not None and dtype != name:
+            data, name = as_logical(data, dtype), dtype
+        if data.ndim > f.MAX_DIMS:
+            raise UserError(f"array={data.ndim} dimensions: {tap!r} has more than {f.MAX_DIMS}; reshape it first")
+        if not data.dtype.isnative:
+            data = data.astype(data.dtype.newbyteorder("="))
+        self._writer._record(self, tap, data, name, step, call, axes, positions, meta)
+
+    def update_provenance(self, **fields: Any) -> None:
+        """Add to, or replace in, what is known about the run."""
+        with self._writer._lock:
+            self._writer._check()
+            self._writer._say({"provenance_of": self._number, "fields": fields})
+
+    def finish(self, *, complete: bool = True) -> None:
+        """End the run and flush; a second call does nothing."""
+        with self._writer._lock:
+            if self._over:
+                return
+            self._end(complete=complete)
+        self._writer.flush()
+
+    def _end(self, *, complete: bool) -> None:
+        self._over = True
+        self._writer._open_runs.remove(self)
+        self._writer._say({"end_of": self._number, "complete": complete})
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self.finish(complete=error is None)
+        except UserError:
+            if error is None:
+                raise
+
+
+_NO_DIMS = [(0,) * (f.MAX_DIMS - ndim) for ndim in range(f.MAX_DIMS + 1)]
+
+
+def _level(compress: str | None) -> int:
+    if compress not in _LEVELS:
+        raise UserError(f"compress={compress!r}: unknown; use gzip, gzip:1 ... gzip:9 or nothing")
+    return _LEVELS[compress]
+
+
+def _make(path: str, level: int) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"path={path}: is a folder; give a file name such as {os.path.join(path, 'trace.h5')}")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise UserError(f"path={path}: its folder does not exist; make it first")
+    if not os.path.exists(path):
+        schema.create(path, level)
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise UserError(f"path={path}: cannot be written (no permission); choose another place")
+
+
+def _open_file(path: str) -> Any:
+    try:
+        return schema.open_for_writing(path)
+    except OSError as error:
+        raise UserError(
+            f"path={path}: HDF5 cannot open it for writing ({error}); close other programs that have it open"
+        ) from error
