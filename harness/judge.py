@@ -1,0 +1,193 @@
+"""Judging one measured record. No I/O: what was measured and what is allowed go in, a status comes out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
+    from .tolerance import Bound
+
+FACTOR = 8.0
+"""A row passes up to this multiple of its floor: healthy reordering of sums reaches 3 x by row, bugs start far above."""
+SCALE_SHARE = 0.1
+"""Rows quieter than this share of the tensor's RMS are held against that share: their noise comes from louder ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`status` in the words of a verdict; `ratio` is the error over what is allowed, above 1 fails.
+
+    `over_floor` is the error over the noise floor, 1.0 at the floor; `row` the worst row's index per axis.
+    """
+
+    status: str
+    reason: str = ""
+    ratio: float | None = None
+    over_floor: float | None = None
+    row: tuple[int, ...] | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the record is equal or within what is allowed."""
+        return self.status in ("equal", "pass")
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Noise of a tap relative to the scale of a row: of RMS errors, and of largest errors."""
+
+    rms: float
+    peak: float
+
+    def merge(self, other: Floor) -> Floor:
+        """The higher of both."""
+        return Floor(max(self.rms, other.rms), max(self.peak, other.peak))
+
+
+def judge_bound(metrics: Metrics, bound: Bound, allow_nonfinite: bool = False) -> Judgement:
+    """|a - e| <= atol + rtol * |e| at every place.
+
+    With the bound that was measured the answer is exact. Another bound is decided from the joint histogram;
+    what that cannot show to pass, fails, and the reason says so.
+    """
+    early = _before_values(metrics, allow_nonfinite)
+    if early is not None:
+        return early
+    if (metrics.atol, metrics.rtol) == (bound.atol, bound.rtol):
+        ratio = metrics.worst_ratio
+        return _bounded(metrics, bound, ratio) if ratio > 1.0 else Judgement("pass", ratio=ratio)
+    return _rejudged(metrics, bound)
+
+
+def _bounded(metrics: Metrics, bound: Bound, ratio: float) -> Judgement:
+    share = 100.0 * metrics.mismatched / metrics.count
+    reason = (
+        f"mismatched={metrics.mismatched} of {metrics.count} ({share:.3g} %), but should be 0 "
+        f"under atol={bound.atol:g}, rtol={bound.rtol:g}"
+    )
+    return Judgement("fail", reason, ratio)
+
+
+def _rejudged(metrics: Metrics, bound: Bound) -> Judgement:
+    """Judge from the joint histogram; the ratio is an upper bound, at most twice too high."""
+    joint = metrics.joint
+    if not metrics.full or not joint.count.size:
+        return Judgement("fail", "the stored metrics hold no histogram to judge another bound by; compare again")
+    low, high = joint.ref_bounds()
+    most = _worst(joint.err_max, bound.atol + bound.rtol * low)
+    if most <= 1.0:
+        return Judgement("pass", ratio=most)
+    ceiling = bound.atol + (bound.rtol * high if bound.rtol else 0.0)
+    if _worst(joint.err_max, ceiling) > 1.0:
+        count = joint.mismatches(bound.atol, bound.rtol)
+        reason = f"mismatched={count[0]} to {count[1]} of {metrics.count}, but should be 0 under {_words(bound)}"
+        return Judgement("fail", reason, most)
+    return Judgement("fail", f"the histogram cannot show that {_words(bound)} holds; compare again", most)
+
+
+def _words(bound: Bound) -> str:
+    return f"atol={bound.atol:g}, rtol={bound.rtol:g}"
+
+
+def _worst(errors: np.ndarray[Any, Any], allowed: Any) -> float:
+    with np.errstate(divide="ignore"):
+        return float((errors / allowed).max())
+
+
+def judge_floor(
+    metrics: Metrics,
+    floor: Floor,
+    *,
+    dtype: str | None = None,
+    factor: float = FACTOR,
+    allow_nonfinite: bool = False,
+) -> Judgement:
+    """Each row's RMS and largest error against `factor` times its noise floor.
+
+    Floor of a row = max(level * scale, half an ULP of the row's largest expected value in `dtype`, default the
+    candidate's); scale = max(RMS of the row, 0.1 * RMS of the tensor). A reference of zeros allows no error.
+    """
+    early = _before_values(metrics, allow_nonfinite)
+    if early is not None:
+        return early
+    if not metrics.full:
+        return Judgement("fail", "rows were not measured, so that no noise floor can be applied; compare again")
+    if metrics.max_expected == 0.0:
+        reason = f"the reference is zero everywhere, but the candidate reaches {metrics.max_actual:g}"
+        return Judgement("fail", reason, math.inf, math.inf)
+    over, row = _over_floor(metrics, floor, dtype or metrics.dtype_actual)
+    ratio = over / factor
+    if ratio <= 1.0:
+        return Judgement("pass", ratio=ratio, over_floor=over)
+    index = tuple(int(i) for i in np.unravel_index(row, metrics.plan.row_shape)) if metrics.plan.row_shape else ()
+    place = f" at row {list(index)}" if index else ""
+    reason = f"error={over:.3g} times the noise floor{place}, but should be at most {factor:g} times"
+    return Judgement("fail", reason, ratio, over, index)
+
+
+def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]:
+    from .metrics.rowjudge import worst_row
+    from .metrics.widen import number_format
+
+    grid = number_format(dtype)
+    worst, row = worst_row(
+        metrics.raw_rows,
+        metrics.plan.row_size,
+        metrics.rms_expected,
+        SCALE_SHARE,
+        floor.rms,
+        floor.peak,
+        grid.mantissa if grid.kind == "float" else -1,
+        grid.smallest_normal,
+        grid.smallest,
+    )
+    return float(worst), int(row)
+
+
+def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
+    """What is settled before any error is looked at: emptiness, NaN, Inf, equality."""
+    if not metrics.count:
+        return Judgement("skipped", f"empty: shape={list(metrics.shape)} holds no values")
+    if metrics.excluded:
+        if metrics.nan_mismatch:
+            got, want = metrics.nan_actual, metrics.nan_expected
+            reason = f"nan={got}, but should be {want}; {metrics.nan_mismatch} on one side only"
+            return Judgement("fail", reason, math.inf)
+        if metrics.inf_mismatch:
+            reason = f"inf={metrics.inf_mismatch} on one side only or of opposite sign"
+            return Judgement("fail", reason, math.inf)
+        if metrics.nan_both and not allow_nonfinite:
+            return Judgement("nonfinite", f"nan={metrics.nan_both} on both sides at the same places")
+    if metrics.max_abs == 0.0:
+        return Judgement("pass" if metrics.respelled else "equal", ratio=0.0, over_floor=0.0)
+    return None
+
+
+def floor_from(metrics: Metrics) -> Floor:
+    """The relative noise that a measured pair shows: the largest over rows of error / scale of the row."""
+    from .metrics.rowjudge import levels
+
+    rms, peak = levels(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
+    return Floor(float(rms), float(peak))
+
+
+def minimum_tolerance(metrics: Metrics) -> tuple[float, float]:
+    """The least (atol, rtol) of equal weight, atol = rtol * RMS of the reference, that is sure to pass.
+
+    Bounded by the joint histogram, so at most twice what the values themselves would need; (inf, inf) when
+    something is not finite on one side.
+    """
+    if metrics.nan_mismatch or metrics.inf_mismatch:
+        return math.inf, math.inf
+    if metrics.max_abs == 0.0:
+        return 0.0, 0.0
+    scale = metrics.rms_expected
+    if scale == 0.0 or not metrics.full:
+        return metrics.max_abs, 0.0
+    rtol = _worst(metrics.joint.err_max, scale + metrics.joint.ref_bounds()[0]) * (1.0 + 1e-12)
+    return rtol * scale, rtol
