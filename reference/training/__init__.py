@@ -1,0 +1,1 @@
+"""Training of reference checkpoints on text that every machine has."""
