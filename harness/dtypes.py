@@ -15,8 +15,9 @@ import numpy as np
 from .errors import UserError, did_you_mean
 
 _NATIVE = (
-    "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 complex64 complex128"
-).split()
+    *("float64", "float32", "float16", "int64", "int32", "int16", "int8"),
+    *("uint64", "uint32", "uint16", "uint8", "complex64", "complex128"),
+)
 _ML_DTYPES = {
     "bfloat16": "uint16",
     "float8_e3m4": "uint8",
@@ -48,7 +49,8 @@ def logical_dtype(name: str) -> np.dtype[Any]:
     if name in _ML_DTYPES:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return found
     return np.dtype(name)
 
 
@@ -69,7 +71,9 @@ def _learn(dtype: np.dtype[Any]) -> str:
     """The name of a dtype met for the first time: ml_dtypes' types and swapped byte orders."""
     name = dtype.name
     if name not in _STORAGE or logical_dtype(name) != dtype.newbyteorder("="):
-        raise UserError(f"dtype={dtype}: not a number format that can be recorded. {did_you_mean(name, NAMES)}")
+        raise UserError(
+            f"dtype={dtype}: not a number format that can be recorded. {did_you_mean(name, NAMES)}"
+        )
     if dtype.isnative:
         _BY_DTYPE[dtype] = name
     return name
@@ -105,7 +109,9 @@ def from_any(x: Any) -> tuple[np.ndarray[Any, Any], str]:
     elif hasattr(x, "__dlpack__"):
         array = np.from_dlpack(x)
     else:
-        raise UserError(f"x={type(x).__name__}: holds no numbers; give a tensor, an array, a number or a list")
+        raise UserError(
+            f"x={type(x).__name__}: holds no numbers; give a tensor, an array, a number or a list"
+        )
     return array, logical_name(array)
 
 
@@ -129,7 +135,9 @@ def _from_torch(x: Any) -> np.ndarray[Any, Any]:
     if x.layout != torch.strided:
         raise UserError(f"x={x.layout}: only dense tensors can be recorded; call .to_dense() first")
     if x.is_quantized or name not in _STORAGE:
-        raise UserError(f"dtype={name!r}: torch type without a number format here. {did_you_mean(name, NAMES)}")
+        raise UserError(
+            f"dtype={name!r}: torch type without a number format here. {did_you_mean(name, NAMES)}"
+        )
     dense = x.detach().cpu().resolve_conj().resolve_neg()
     if name not in _ML_DTYPES:
         return np.asarray(dense.numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,4 +53,4 @@ class Blocks:
         if stop - start > 2 * stream.chunk:
             return self.fresh(stream, start, stop)
         edges = [start, *range((start // stream.chunk + 1) * stream.chunk, stop, stream.chunk), stop]
-        return np.concatenate([self.view(stream, a, b) for a, b in zip(edges, edges[1:], strict=False)])
+        return np.concatenate([self.view(stream, a, b) for a, b in pairwise(edges)])

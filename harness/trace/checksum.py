@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
-_ROW = 8 << 10
+ROW_BYTES = 8 << 10
+"""Below this the checksum is plain CRC-32."""
+
 BLOCK = 1 << 20
 _PRIME = 0x9E3779B97F4A7C15
-_POWERS = np.array([pow(_PRIME, i, 1 << 64) for i in range(1, BLOCK // _ROW + 1)], dtype="<u8")
+_POWERS = np.array([pow(_PRIME, i, 1 << 64) for i in range(1, BLOCK // ROW_BYTES + 1)], dtype="<u8")
 
 
 def checksum(data: np.ndarray[Any, Any]) -> int:
     """Checksum of a contiguous uint8 array of any length."""
-    if data.size < _ROW:
-        return zlib.crc32(data)
+    if data.size < ROW_BYTES:
+        return zlib.crc32(data.data)
     crc = 0
     for start in range(0, data.size, BLOCK):
         crc = _block(data[start : start + BLOCK], crc)
@@ -32,11 +34,11 @@ def checksum(data: np.ndarray[Any, Any]) -> int:
 
 def _block(block: np.ndarray[Any, Any], crc: int) -> int:
     """Feed one block of at most 1 MiB."""
-    rows = block.size // _ROW
+    rows = block.size // ROW_BYTES
     if rows:
-        words = block[: rows * _ROW].view("<u8").reshape(rows, -1)
-        crc = zlib.crc32(np.einsum("i,ij->j", _POWERS[:rows], words), crc)
-    return zlib.crc32(block[rows * _ROW :], crc)
+        words = block[: rows * ROW_BYTES].view("<u8").reshape(rows, -1)
+        crc = zlib.crc32(np.einsum("i,ij->j", _POWERS[:rows], words).data, crc)
+    return zlib.crc32(block[rows * ROW_BYTES :].data, crc)
 
 
 class Digest:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import UserError
 from . import format as f
-from .checksum import Digest, checksum
+from .checksum import ROW_BYTES, Digest, checksum
 from .schema import deflate
 from .stage import Job, Pool
 
@@ -108,17 +108,19 @@ class Drain:
         )
 
     def _store(self, job: Job) -> None:
-        for piece in job.pieces:
-            data = job.buffer[piece.start : piece.stop]
-            if piece.first and piece.last:
-                crc = checksum(data)
+        rows, memory = self._rows, job.buffer.data
+        for slot, start, stop, first, last in job.pieces:
+            if first and last and stop - start < ROW_BYTES:
+                crc = zlib.crc32(memory[start:stop])
+            elif first and last:
+                crc = checksum(job.buffer[start:stop])
             else:
                 digest = self._digests.setdefault(job.stream, Digest())
-                digest.update(data)
-                if not piece.last:
+                digest.update(job.buffer[start:stop])
+                if not last:
                     continue
                 crc = self._digests.pop(job.stream).value()
-            _put_crc(self._rows, piece.slot * f.ROW.itemsize + f.DATA_CRC_AT, crc)
+            _put_crc(rows, slot * 128 + f.DATA_CRC_AT, crc)
         self._write(job)
 
     def _write(self, job: Job) -> None:
@@ -134,10 +136,14 @@ class Drain:
                 self._write_chunk(dataset, at, job.buffer[low:high].view(dtype))
             else:
                 fresh = max(low, job.low)
-                _write_piece(dataset, (job.start + fresh) // dtype.itemsize, job.buffer[fresh:high].view(dtype))
+                _write_piece(
+                    dataset, (job.start + fresh) // dtype.itemsize, job.buffer[fresh:high].view(dtype)
+                )
 
     def _write_chunk(self, dataset: Any, at: int, chunk: np.ndarray[Any, Any]) -> None:
-        dataset.write_direct_chunk((at,), deflate(chunk, self._level) if self._level else chunk.view(np.uint8))
+        dataset.write_direct_chunk(
+            (at,), deflate(chunk, self._level) if self._level else chunk.view(np.uint8)
+        )
 
     def _flush(self, job: Flush) -> None:
         for name in self._touched:
@@ -146,9 +152,10 @@ class Drain:
         if job.text:
             self._append("text", np.frombuffer(job.text, np.uint8))
         if job.count:
-            size = f.ROW.itemsize
-            for start in range(0, job.count * size, size):
-                _put_crc(job.rows, start + f.ROW_CRC_AT, zlib.crc32(job.rows[start : start + f.ROW_CRC_AT]))
+            with memoryview(job.rows) as memory:
+                for start in range(0, job.count * 128, 128):
+                    at = start + f.ROW_CRC_AT
+                    _put_crc(memory, at, zlib.crc32(memory[start:at]))
             self._append("index", np.frombuffer(job.rows, f.ROW, job.count))
         self.kept += job.count
 

@@ -58,6 +58,7 @@ PACK = struct.Struct("<IIIIIiBBBxIqqq8q").pack_into
 DATA_CRC_AT = 120
 ROW_CRC_AT = 124
 NO_POSITIONS, RANGE, RANGE_OF_ONE_SEQUENCE, LISTED = range(4)
+NOT_TOLD = (NO_POSITIONS, 0, 0, 0)
 """position_kind: none; start..start+count as [T]; the same as [1, T]; JSON text of id `positions`."""
 
 assert ROW.itemsize == 128
@@ -92,7 +93,9 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if hasattr(value, "__fspath__"):
         return str(value)
-    raise UserError(f"meta={type(value).__name__}: cannot be written as JSON; give plain numbers, texts, lists")
+    raise UserError(
+        f"meta={type(value).__name__}: cannot be written as JSON; give plain numbers, texts, lists"
+    )
 
 
 def lines(text: bytes, path: str) -> Iterator[dict[str, Any]]:

@@ -59,14 +59,12 @@ class Labels:
             number = self._axes[axes, ndim] = self._number(" ".join(letters))
         return number
 
-    def meta(self, meta: Mapping[str, Any] | None) -> int:
+    def meta(self, meta: Mapping[str, Any]) -> int:
         """Number of a record's own data, written as JSON."""
-        return self._number(f.dump(meta)) if meta else 0
+        return self._number(f.dump(meta))
 
     def positions(self, positions: Any, axes: str, shape: tuple[int, ...]) -> Positions:
         """How positions are stored: a consecutive range in the row itself, anything else as text."""
-        if positions is None:
-            return f.NO_POSITIONS, 0, 0, 0
         array = np.asarray(positions)
         key = (array.dtype, array.shape, array.tobytes(), axes, shape)
         known = self._positions.get(key)
@@ -97,7 +95,9 @@ def _checked(
     array: np.ndarray[Any, Any], axes: str, shape: tuple[int, ...]
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
-        raise UserError(f"positions={array.dtype}{list(array.shape)}: give whole numbers of shape [T] or [B, T]")
+        raise UserError(
+            f"positions={array.dtype}{list(array.shape)}: give whole numbers of shape [T] or [B, T]"
+        )
     letters = axes.split()
     tokens = [size for letter, size in zip(letters, shape, strict=False) if letter in ("t", "p")]
     if tokens and array.shape[-1] not in tokens:

@@ -32,7 +32,9 @@ class Overlay(io.RawIOBase):
         self.fd = _open(path)
         head = os.pread(self.fd, superblock.SIZE, 0)
         if not superblock.is_hdf5(head):
-            raise UserError(f"path={path}: not an HDF5 file, or cut off at its front; give a trace written by parity")
+            raise UserError(
+                f"path={path}: not an HDF5 file, or cut off at its front; give a trace written by parity"
+            )
         self.was_open = superblock.is_open(head)
         self._old_size = os.fstat(self.fd).st_size
         self._size = max(self._old_size, superblock.end_of_file(head))

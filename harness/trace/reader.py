@@ -166,7 +166,9 @@ class Run:
         found = [n for n, text in self._trace._texts.items() if text == tap]
         mine = orders[np.isin(self._trace._rows["tap"][orders], found)]
         if not mine.size:
-            raise UserError(f"tap={tap!r}: run {self.label!r} has no such tap. {did_you_mean(tap, self.taps)}")
+            raise UserError(
+                f"tap={tap!r}: run {self.label!r} has no such tap. {did_you_mean(tap, self.taps)}"
+            )
         return self._list(mine)
 
     def __getitem__(self, key: str | tuple[str, int] | tuple[str, int, int]) -> np.ndarray[Any, Any]:
@@ -211,7 +213,9 @@ def _which(records: Sequence[Record]) -> str:
     steps = list(dict.fromkeys(r.step for r in records))
     shown = ", ".join(map(str, steps[:12])) + (" ..." if len(steps) > 12 else "")
     calls = max(r.call for r in records) + 1
-    return f"it has steps {shown}" + (f" and up to {calls} calls a step; give tap, step, call" if calls > 1 else "")
+    return f"it has steps {shown}" + (
+        f" and up to {calls} calls a step; give tap, step, call" if calls > 1 else ""
+    )
 
 
 def _shape_keys(rows: np.ndarray[Any, Any]) -> list[bytes]:
@@ -284,7 +288,9 @@ def _trusted(
     return rows
 
 
-def _absurd(rows: np.ndarray[Any, Any], streams: dict[str, Stream], dtypes: list[str]) -> np.ndarray[Any, Any]:
+def _absurd(
+    rows: np.ndarray[Any, Any], streams: dict[str, Stream], dtypes: list[str]
+) -> np.ndarray[Any, Any]:
     """Which rows cannot be true."""
     bad = (rows["dtype"] >= len(dtypes)) | (rows["ndim"] > f.MAX_DIMS) | (rows["offset"] < 0)
     bad |= (rows["shape"] < 0).any(axis=1)

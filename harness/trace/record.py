@@ -25,7 +25,16 @@ class Record:
     __slots__ = ("_run", "axes", "call", "dtype", "order", "shape", "size", "step", "tap")
 
     def __init__(
-        self, run: Run, order: int, tap: str, step: int, call: int, dtype: str, shape: tuple[int, ...], size: int, axes: str
+        self,
+        run: Run,
+        order: int,
+        tap: str,
+        step: int,
+        call: int,
+        dtype: str,
+        shape: tuple[int, ...],
+        size: int,
+        axes: str,
     ) -> None:
         self._run = run
         self.order = order
@@ -78,13 +87,21 @@ class Record:
         The checksum is verified when the whole record is asked for at once.
         """
         if not 0 <= start <= stop <= self.size:
-            raise UserError(f"start={start}, stop={stop}: outside the {self.size} elements of {self._label()}")
+            raise UserError(
+                f"start={start}, stop={stop}: outside the {self.size} elements of {self._label()}"
+            )
         trace = self._run._trace
         base = self._start()
-        data = trace._blocks.view(trace._stream(self.dtype), base + start, base + stop) if stop > start else _NOTHING
+        data = (
+            trace._blocks.view(trace._stream(self.dtype), base + start, base + stop)
+            if stop > start
+            else _NOTHING
+        )
         if stop - start == self.size:
             self._verify(data)
-        return data.view(logical_dtype(self.dtype)) if stop > start else np.empty(0, logical_dtype(self.dtype))
+        return (
+            data.view(logical_dtype(self.dtype)) if stop > start else np.empty(0, logical_dtype(self.dtype))
+        )
 
     def _verify(self, data: np.ndarray[Any, Any]) -> None:
         if checksum(data.view(np.uint8)) != self._run._trace._crcs[self.order]:

@@ -46,7 +46,9 @@ def _lock(path: str) -> FileLock:
     try:
         return FileLock(path)
     except OSError as error:
-        raise UserError(f"path={path}: cannot be written ({error.strerror}); copy it to another place first") from error
+        raise UserError(
+            f"path={path}: cannot be written ({error.strerror}); copy it to another place first"
+        ) from error
 
 
 def mend(path: str) -> bool:
@@ -58,7 +60,9 @@ def mend(path: str) -> bool:
     with overlay:
         size = os.fstat(overlay.fd).st_size
         head = os.pread(overlay.fd, superblock.SIZE, 0)
-    used = [address + stored for stream in layout.streams.values() for address, stored in stream.chunks.values()]
+    used = [
+        address + stored for stream in layout.streams.values() for address, stored in stream.chunks.values()
+    ]
     end = max(size, superblock.end_of_file(head), *used, 0)
     if head == superblock.closed(head, size) and end == size:
         return False

@@ -35,7 +35,14 @@ def skeleton(level: int) -> bytes:
 def _dataset(file: Any, name: str, dtype: np.dtype[Any], chunk: int, level: int) -> None:
     options = {"compression": level, "shuffle": True} if level else {}
     file.create_dataset(
-        name, shape=(0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, fill_time="never", track_times=False, **options
+        name,
+        shape=(0,),
+        maxshape=(None,),
+        chunks=(chunk,),
+        dtype=dtype,
+        fill_time="never",
+        track_times=False,
+        **options,
     )
 
 
@@ -90,7 +97,7 @@ class Stream:
         if self.deflated:
             return self._inflate(os.pread(fd, stored, address), number)[start:stop]
         out = np.empty(stop - start, self.dtype)
-        got = os.preadv(fd, [out.view(np.uint8)], address + start * self.dtype.itemsize)
+        got = os.preadv(fd, [out.view(np.uint8).data], address + start * self.dtype.itemsize)
         if got < out.nbytes:
             out.view(np.uint8)[got:] = 0
         return out
@@ -115,7 +122,9 @@ class Stream:
         try:
             plain = zlib.decompressobj().decompress(stored, size)
         except zlib.error as error:
-            raise UserError(f"data={self.name}: chunk {number} cannot be decompressed; the file is damaged") from error
+            raise UserError(
+                f"data={self.name}: chunk {number} cannot be decompressed; the file is damaged"
+            ) from error
         if len(plain) != size:
             raise UserError(f"data={self.name}: chunk {number} is cut off; the file is damaged")
         return unshuffle(plain, self.dtype)
@@ -150,7 +159,9 @@ def read_layout(path: str) -> tuple[Overlay, Layout]:
             return overlay, _layout(file, path)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         overlay.close()
-        raise UserError(f"path={path}: HDF5 cannot read it ({_first(error)}); it is damaged or cut off") from error
+        raise UserError(
+            f"path={path}: HDF5 cannot read it ({_first(error)}); it is damaged or cut off"
+        ) from error
     except UserError:
         overlay.close()
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,18 +22,17 @@ _SPARE = 3
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-@dataclass
-class Piece:
+class Piece(NamedTuple):
     """Bytes start..stop of a buffer belong to the record in `slot` of the current block of index rows."""
 
     slot: int
     start: int
     stop: int
-    first: bool = True
-    last: bool = True
+    first: bool
+    last: bool
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """Bytes low..high of a buffer are ready for the stream; `start` is the buffer's first byte in the stream.
 
@@ -79,11 +78,12 @@ class Stage:
     ) -> None:
         """`tail`: what the stream already holds of the chunk that `position` lies in."""
         self.name = name
-        self.dtype = np.dtype(name)
+        self._dtype = np.dtype(name)
+        self._itemsize = self._dtype.itemsize
         self._take, self._send = take, send
         self._start = position - tail.size
         self._sent = self._fill = tail.size
-        self._buffer = take()
+        self._renew()
         self._buffer[: tail.size] = tail
         self._pieces: list[Piece] = []
 
@@ -97,8 +97,9 @@ class Stage:
         if stop > BUFFER:
             self._put_long(np.ascontiguousarray(array).reshape(-1).view(np.uint8), slot)
             return
-        np.copyto(self._buffer[start:stop].view(self.dtype).reshape(array.shape), array)
-        self._pieces.append(Piece(slot, start, stop))
+        size = self._itemsize
+        np.copyto(self._typed[start // size : stop // size].reshape(array.shape), array)
+        self._pieces.append(Piece(slot, start, stop, True, True))
         self._fill = stop
         if stop == BUFFER:
             self._turn()
@@ -121,7 +122,11 @@ class Stage:
         self._hand_over(whole=True)
         self._start += BUFFER
         self._fill = self._sent = 0
+        self._renew()
+
+    def _renew(self) -> None:
         self._buffer = self._take()
+        self._typed = self._buffer.view(self._dtype)
 
     def flush(self, *, pad_to: int) -> None:
         """Hand over what was copied since; `pad_to` > 1 first fills up to a multiple (chunks written once)."""

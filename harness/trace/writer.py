@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dtypes import as_logical, from_any, storage_dtype
+from ..dtypes import as_logical, from_any, logical_dtype, storage_dtype
 from ..errors import UserError
 from . import format as f
 from . import schema, views
@@ -30,6 +30,16 @@ _BLOCK_ROWS = 4096
 _LEVELS = {None: 0, "gzip": 1} | {f"gzip:{level}": level for level in range(1, 10)}
 
 
+class _Lane(NamedTuple):
+    """How one logical dtype is recorded; `plain` when it is its own storage type."""
+
+    code: int
+    storage: np.dtype[Any]
+    itemsize: int
+    plain: bool
+    stage: Stage
+
+
 class TraceWriter:
     """Creates a trace file or appends to one, repairing it first when its last writer was killed.
 
@@ -39,7 +49,9 @@ class TraceWriter:
     also publishes the natural views. UserError: unwritable place, second writer, file of another kind.
     """
 
-    def __init__(self, path: str | Path, *, max_bytes: int | None = None, compress: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, max_bytes: int | None = None, compress: str | None = None
+    ) -> None:
         self.path = os.fspath(path)
         level = _level(compress)
         _make(self.path, level)
@@ -57,7 +69,9 @@ class TraceWriter:
         mend(self.path)
         before = Trace(self.path)
         if compress is not None and before.layout.level != level:
-            raise UserError(f"compress={compress!r}: {self.path} was made with another setting; use a new file")
+            raise UserError(
+                f"compress={compress!r}: {self.path} was made with another setting; use a new file"
+            )
         self._file = _open_file(self.path)
         return before
 
@@ -76,6 +90,7 @@ class TraceWriter:
         self._lock = threading.RLock()
         self._pool = Pool()
         self._stages: dict[str, Stage] = {}
+        self._lanes: dict[str, _Lane] = {}
         self._rows, self._count = bytearray(_BLOCK_ROWS * f.ROW.itemsize), 0
         self._text: list[bytes] = []
         self._unflushed, self._due = 0, time.monotonic() + FLUSH_SECONDS
@@ -88,7 +103,9 @@ class TraceWriter:
     def run(self, name: str, *, target: str = "", provenance: Mapping[str, Any] | None = None) -> RunWriter:
         """Begin a run; a name that exists already makes a new generation, which `notice` says."""
         if not name or "#" in name:
-            raise UserError(f"name={name!r}: a run needs a name without '#'; 'torch#2' names the second run of a name")
+            raise UserError(
+                f"name={name!r}: a run needs a name without '#'; 'torch#2' names the second run of a name"
+            )
         with self._lock:
             self._check()
             generation = self._generations.get(name, 0) + 1
@@ -143,7 +160,9 @@ class TraceWriter:
     def __enter__(self) -> TraceWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         try:
             self.close()
         except UserError:
@@ -152,33 +171,33 @@ class TraceWriter:
 
     def _record(
         self,
-        run: RunWriter,
+        run: int,
         tap: str,
         data: np.ndarray[Any, Any],
         dtype: str,
-        step: int,
-        call: int,
+        where: tuple[int, int],
         axes: str,
         positions: Any,
         meta: Mapping[str, Any] | None,
     ) -> None:
-        """Copy one record into its stream's buffer and note its row."""
+        """Copy one record into its stream's buffer and note its row; `where` is step and call."""
+        step, call = where
         with self._lock:
             self._check()
-            labels, nbytes = self._labels, data.nbytes
+            nbytes, labels, shape = data.nbytes, self._labels, data.shape
+            lane = self._lanes.get(dtype) or self._lane(dtype)
+            numbers = labels.tap(tap), labels.axes(axes, len(shape)), labels.meta(meta) if meta else 0
+            kind, start, count, listed = (
+                f.NOT_TOLD if positions is None else labels.positions(positions, axes, shape)
+            )
             self._admit(tap, nbytes)
-            kind, start, count, listed = labels.positions(positions, axes, data.shape)
-            storage = storage_dtype(dtype)
-            stage = self._stages.get(storage.name) or self._stage(storage.name)
-            shape = data.shape if data.ndim == f.MAX_DIMS else data.shape + _NO_DIMS[data.ndim]
             f.PACK(
-                self._rows, self._count * 128,
-                run._number, labels.tap(tap), labels.axes(axes, data.ndim), labels.meta(meta), listed, call,
-                kind, self._codes[dtype], data.ndim, count, step, stage.position // storage.itemsize, start, *shape,
+                self._rows, self._count * 128, run, *numbers, listed, call, kind, lane.code, len(shape), count,
+                step, lane.stage.position // lane.itemsize, start, *shape, *_NO_DIMS[len(shape)],
             )  # fmt: skip
             if labels.fresh:
                 self._text += labels.take()
-            stage.put(data.view(storage), self._count)
+            lane.stage.put(data if lane.plain else data.view(lane.storage), self._count)
             self._count += 1
             self._unflushed += nbytes
             if self._count == _BLOCK_ROWS or self._unflushed >= FLUSH_BYTES or time.monotonic() >= self._due:
@@ -195,8 +214,16 @@ class TraceWriter:
                 "allow more, or record fewer taps or steps"
             )
 
+    def _lane(self, dtype: str) -> _Lane:
+        """What recording a logical dtype needs; its stream goes on inside the chunk where it ended."""
+        storage = storage_dtype(dtype)
+        name = storage.name
+        stage = self._stages.get(name) or self._stage(name)
+        plain = storage == logical_dtype(dtype)
+        lane = self._lanes[dtype] = _Lane(self._codes[dtype], storage, storage.itemsize, plain, stage)
+        return lane
+
     def _stage(self, name: str) -> Stage:
-        """The stage of a stream that is recorded for the first time; it goes on inside the last chunk."""
         stream = self._streams[f"data/{name}"]
         end = self._ends.get(name, 0)
         whole = end // stream.chunk * stream.chunk
@@ -279,10 +306,12 @@ class RunWriter:
         if dtype is not None and dtype != name:
             data, name = as_logical(data, dtype), dtype
         if data.ndim > f.MAX_DIMS:
-            raise UserError(f"array={data.ndim} dimensions: {tap!r} has more than {f.MAX_DIMS}; reshape it first")
+            raise UserError(
+                f"array={data.ndim} dimensions: {tap!r} has more than {f.MAX_DIMS}; reshape it first"
+            )
         if not data.dtype.isnative:
             data = data.astype(data.dtype.newbyteorder("="))
-        self._writer._record(self, tap, data, name, step, call, axes, positions, meta)
+        self._writer._record(self._number, tap, data, name, (step, call), axes, positions, meta)
 
     def update_provenance(self, **fields: Any) -> None:
         """Add to, or replace in, what is known about the run."""
@@ -306,7 +335,9 @@ class RunWriter:
     def __enter__(self) -> RunWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         try:
             self.finish(complete=error is None)
         except UserError:
@@ -325,7 +356,9 @@ def _level(compress: str | None) -> int:
 
 def _make(path: str, level: int) -> None:
     if os.path.isdir(path):
-        raise UserError(f"path={path}: is a folder; give a file name such as {os.path.join(path, 'trace.h5')}")
+        raise UserError(
+            f"path={path}: is a folder; give a file name such as {os.path.join(path, 'trace.h5')}"
+        )
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise UserError(f"path={path}: its folder does not exist; make it first")
     if not os.path.exists(path):
