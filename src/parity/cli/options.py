@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
 
 #: Which case: model, weights, inputs.
 CASE = (
-    click.option("--model", metavar="NAME|PKG:FACTORY", help="A model row, or a factory of your own.  [klm-tiny]"),
+    click.option(
+        "--model", metavar="NAME|PKG:FACTORY", help="A model row, or a factory of your own.  [klm-tiny]"
+    ),
     click.option("--inputs", metavar="FILE.npz", help="Inputs of your own module, by argument name."),
     click.option("--weights", metavar="SPEC", help="Checkpoint path, or random:SEED.  [the trained one]"),
     click.option("--scenario", metavar="NAME|FILE", help="A named scenario or a TOML file.  [default]"),
@@ -24,7 +27,9 @@ CASE = (
 
 #: How it is executed.
 EXECUTION = (
-    click.option("--dtype", metavar="NAME", help="Number format of targets that name none: fp32, bf16, fp16, fp64."),
+    click.option(
+        "--dtype", metavar="NAME", help="Number format of targets that name none: fp32, bf16, fp16, fp64."
+    ),
     click.option("--device", metavar="NAME", help="cpu, cuda, cuda:N."),
     click.option("--threads", type=int, metavar="N", help="Threads of torch and ONNX Runtime."),
     click.option("--segments", metavar="GLOB", help="Run, export or compile only these segments."),
@@ -54,5 +59,7 @@ def options(*groups: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
-    """Only what was said on the command line, so that defaults stand in one place."""
-    return {key: value for key, value in values.items() if value not in (None, (), False)}
+    """Only what was said on the command line, so that defaults stand in one place; a 0 was said."""
+    return {
+        key: value for key, value in values.items() if not (value is None or value is False or value == ())
+    }

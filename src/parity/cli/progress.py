@@ -38,7 +38,12 @@ class ConsoleProgress:
         """One stage of `total` units."""
         begin = time.perf_counter()
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description:28}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             with RichProgress(*columns, console=self._console, transient=True) as progress:
                 yield _RichBar(progress, progress.add_task(title, total=total))
         else:

@@ -11,7 +11,12 @@ from .options import CASE, EXECUTION, JUDGING, given, options
 
 @click.command("run")
 @click.option("--ref", metavar="SPEC", default="torch", show_default=True, help="The side that is trusted.")
-@click.option("--cand", multiple=True, metavar="SPEC", help="A side that is not; repeatable.  [segmented,onnx,prefilled]")
+@click.option(
+    "--cand",
+    multiple=True,
+    metavar="SPEC",
+    help="A side that is not; repeatable.  [segmented,onnx,prefilled]",
+)
 @options(CASE, EXECUTION, JUDGING)
 @click.option("--replay", metavar="MODE", help="forced, free or isolated.  [forced]")
 @click.option("--share-weights", is_flag=True, help="Load the reference's weights into a module candidate.")
@@ -20,7 +25,14 @@ from .options import CASE, EXECUTION, JUDGING, given, options
 @click.option("--verbose", "-v", is_flag=True, help="Every tap in the table, healthy ones too.")
 @click.pass_context
 def command(
-    ctx: click.Context, ref: str, cand: tuple[str, ...], out: str | None, as_json: bool, verbose: bool, **values: Any
+    ctx: click.Context,
+    /,
+    ref: str,
+    cand: tuple[str, ...],
+    out: str | None,
+    as_json: bool,
+    verbose: bool,
+    **values: Any,
 ) -> None:
     """Hold candidates against a reference: record, replay, compare, judge, report.
 

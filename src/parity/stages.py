@@ -1,0 +1,134 @@
+"""The stages of a run, one call each: record one side, write the reports of a result, fill a cache."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parity.harness.errors import UserError
+from parity.harness.progress import Progress, Silent
+from parity.harness.target import parse_spec
+from parity.harness.values import Values
+
+from .cases import build_case, build_module_case
+from .recorder import Job, stored
+from .recorder import record as record_job
+from .request import Request
+
+if TYPE_CHECKING:
+    from parity.harness.case import Case, ModuleCase
+    from parity.harness.comparison import Result
+    from parity.harness.trace import Run
+
+
+def record(
+    spec: str = "torch",
+    *,
+    out: str | Path = "trace.h5",
+    ref: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> str:
+    """Execute one target and append its run to the trace file `out`; returns the run's name.
+
+    `ref` (`trace.h5[:RUN]`) is a stored run whose tokens are forced upon the target and on whose values
+    its segments are isolated; without it the target runs on its own tokens. `options` are those of
+    `parity.run`, by the same names. Raises UserError for what cannot be run, CandidateError for a target
+    that fails while it runs.
+    """
+    unknown = options.keys() - Request.__dataclass_fields__.keys()
+    if unknown:
+        raise TypeError(f"record() has no option {sorted(unknown)[0]!r}")
+    progress, request = progress or Silent(), Request(**options)
+    side = parse_spec(spec)
+    if side.kind == "stored":
+        raise UserError(f"spec={spec!r}: is a stored run already; name a target, for example torch or onnx")
+    reference = None if ref is None else _reference(ref)
+    job = Job(
+        side,
+        _case(request, progress),
+        request.options,
+        trace_file(out),
+        _work(),
+        request.replay,
+        None if reference is None else reference_values(reference),
+    )
+    return record_job(job, progress=progress)
+
+
+def reference_values(run: Run) -> Values:
+    """What a candidate may be fed of a recorded reference; cache rows are derived from what was appended."""
+    caches = run.provenance.get("wiring", {}).get("caches", ())
+    return Values(run, derived={row["cache"]: row["source"] for row in caches})
+
+
+def prefill(out: str | Path, *, progress: Progress | None = None, **options: Any) -> list[Path]:
+    """Fill the reference's KV cache with a prompt and write it as files into the folder `out`.
+
+    Writes `past_k`, `past_v` and `rope` as .npy and .pt, and `prefill.json`; `prefilled:FOLDER` starts from
+    them. `options` are those of a case: model, weights, scenario, prompt, batch, cache.
+    """
+    import tempfile
+
+    from parity.targets.prefilled import collect
+    from parity.targets.prefilled_files import write
+
+    progress = progress or Silent()
+    case = build_case(Request(**{**options, "steps": 0}), progress=progress)
+    with tempfile.TemporaryDirectory(prefix="parity-prefill-") as folder:
+        trace = Path(folder) / "prefill.h5"
+        record_job(Job(parse_spec("torch"), case, Request().options, trace, Path(folder)), progress=progress)
+        filled = collect(case, reference_values(_reference(f"{trace}:torch")))
+    try:
+        return write(Path(out), filled)
+    except OSError as error:
+        raise UserError(
+            f"out={str(out)!r}: cannot be written ({error.strerror}); name another folder"
+        ) from error
+
+
+def write_reports(
+    result: Result, *, html: str | Path | None = None, json: str | Path | None = None
+) -> Result:
+    """Render a result into files; the result that comes back knows where they lie."""
+    from parity.reports.html import write_html
+    from parity.reports.json_report import write_json
+
+    wanted = {kind: Path(path) for kind, path in (("json", json), ("html", html)) if path is not None}
+    result = replace(result, files={**result.files, **{kind: str(path) for kind, path in wanted.items()}})
+    for kind, path in wanted.items():
+        (write_json if kind == "json" else write_html)(result, path)
+    return result
+
+
+def trace_file(out: str | Path) -> Path:
+    """A trace file that can be written to, its folder made; UserError when it cannot."""
+    path = Path(out)
+    if path.is_dir() or path.suffix not in (".h5", ".hdf5"):
+        raise UserError(
+            f"out={str(out)!r}: is no trace file; name one that ends in .h5, for example {path / 'trace.h5'}"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={str(out)!r}: cannot be made ({error.strerror}); name another place") from error
+    return path
+
+
+def _case(request: Request, progress: Progress) -> Case | ModuleCase:
+    return build_module_case(request) if request.own_module else build_case(request, progress=progress)
+
+
+def _reference(text: str) -> Run:
+    spec = parse_spec(text)
+    if spec.kind != "stored":
+        raise UserError(f"ref={text!r}: is no stored run; name one, for example trace.h5:torch")
+    trace, name = stored(spec)
+    return trace[name]
+
+
+def _work() -> Path:
+    from parity.reference.checkpoints import cache_folder
+
+    return cache_folder() / "work"
