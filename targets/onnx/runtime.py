@@ -59,6 +59,8 @@ class Runtime:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = LEVELS[self.level]
         options.log_severity_level = ERRORS_ONLY
+        # Idle threads of one segment's session would otherwise spin on the cores that the next one needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         providers = list(dict.fromkeys((PROVIDERS[self.device], PROVIDERS["cpu"])))
