@@ -99,10 +99,11 @@ class Overlay(io.RawIOBase):
             os.close(fd)
 
     def _store(self, fd: int, number: int) -> None:
-        page = memoryview(self._pages[number])[: max(0, self._size - number * _PAGE)]
+        at = number * _PAGE
+        page = memoryview(self._pages[number])[: max(0, self._size - at)]
         while page:
-            done = os.pwrite(fd, page, number * _PAGE + len(self._pages[number]) - len(page))
-            page = page[done:]
+            done = os.pwrite(fd, page, at)
+            at, page = at + done, page[done:]
 
     def _put(self, at: int, data: bytes | memoryview) -> None:
         done = 0

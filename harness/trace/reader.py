@@ -16,7 +16,8 @@ from ..errors import UserError, did_you_mean
 from . import format as f
 from .blocks import Blocks
 from .record import Record
-from .schema import Stream, read_layout
+from .overlay import Overlay
+from .schema import Layout, Stream, read_layout
 
 _TRIES = 5
 
@@ -32,7 +33,7 @@ class Trace:
         overlay, self.layout = _open(self.path)
         with overlay:
             index = self.layout.streams["index"]
-            rows = index.read(overlay.fd, 0, index.extent)
+            rows: np.ndarray[Any, Any] = index.read(overlay.fd, 0, index.extent)
             text = self.layout.streams["text"]
             self._lines = list(f.lines(text.read(overlay.fd, 0, text.extent).tobytes(), self.path))
             self._rows = _trusted(rows, self.layout.streams, self.layout.dtypes, self.path)
@@ -235,7 +236,7 @@ def _shapes(rows: np.ndarray[Any, Any]) -> dict[bytes, tuple[tuple[int, ...], in
     return found
 
 
-def _open(path: str) -> Any:
+def _open(path: str) -> tuple[Overlay, Layout]:
     """The layout; a file that is being written may be caught in mid-change, so failures are tried again."""
     for _ in range(_TRIES):
         try:

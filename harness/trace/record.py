@@ -75,7 +75,7 @@ class Record:
 
     def read(self) -> np.ndarray[Any, Any]:
         """The values as a fresh array of the logical dtype; UserError when the checksum does not hold."""
-        start = self._start()
+        start = self.offset
         trace = self._run._trace
         data = trace._blocks.fresh(trace._stream(self.dtype), start, start + self.size)
         self._verify(data)
@@ -91,7 +91,7 @@ class Record:
                 f"start={start}, stop={stop}: outside the {self.size} elements of {self._label()}"
             )
         trace = self._run._trace
-        base = self._start()
+        base = self.offset
         data = (
             trace._blocks.view(trace._stream(self.dtype), base + start, base + stop)
             if stop > start
@@ -109,7 +109,9 @@ class Record:
                 f"path={self._run._trace.path}: {self._label()} fails its checksum; the file is damaged, record again"
             )
 
-    def _start(self) -> int:
+    @property
+    def offset(self) -> int:
+        """Where the record begins in its stream, in elements."""
         return self._run._trace._offsets[self.order]
 
     def _row(self) -> Any:
