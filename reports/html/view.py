@@ -1,0 +1,101 @@
+"""What the template shows of one comparison: sentences and small tables, no numbers to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from parity.harness.comparison import Comparison, Side
+
+from .. import words
+
+#: Longest text shown of a side; the place where the texts part is always inside.
+TEXT_LIMIT = 2400
+FLIP_LIMIT = 40
+
+
+def view(comparison: Comparison) -> Mapping[str, Any]:
+    """The names that the template uses."""
+    row = words.first_row(comparison) if comparison.verdict == "divergence" else None
+    return {
+        "label": comparison.label,
+        "reference": comparison.reference.label,
+        "verdict": comparison.verdict,
+        "sentence": words.verdict_sentence(comparison),
+        "claim": comparison.first.claim if comparison.first and row else "",
+        "before": comparison.first.before if comparison.first and row else "",
+        "first": words.first_place(comparison) if row else "",
+        "evidence": words.evidence(row) if row else [],
+        "culprits": comparison.culprits,
+        "causes": comparison.causes,
+        "next": words.next_step(comparison),
+        "counts": words.counts(comparison.counts),
+        "records": len(comparison.records),
+        "share": comparison.coverage.share,
+        "coverage": words.coverage_sentence(comparison),
+        "worst": _worst(comparison),
+        "findings": words.by_level(comparison.findings),
+        "agreement": words.agreement(comparison),
+        "flips": _flips(comparison),
+        "more_flips": max(0, len(comparison.tokens.flips) - FLIP_LIMIT),
+        "texts": _texts(comparison),
+        "replay": comparison.replay,
+        "tolerance": comparison.tolerance,
+        "rules": sorted(comparison.rules.items(), key=lambda item: -item[1]),
+        "provenance": words.provenance_rows(comparison),
+        "sides": (comparison.reference, comparison.candidate),
+        "times": [_times(side) for side in (comparison.reference, comparison.candidate) if side.seconds],
+        "multiple": words.multiple,
+    }
+
+
+def _worst(comparison: Comparison) -> str:
+    worst = comparison.worst
+    if worst is None:
+        return ""
+    return f"{words.row_place(worst, where=False)}: {words.multiple(worst.ratio)} the tolerance"
+
+
+def _flips(comparison: Comparison) -> list[str]:
+    batch = len(comparison.tokens.expected_text) > 1
+    return [words.flip_sentence(flip, batch=batch) for flip in comparison.tokens.flips[:FLIP_LIMIT]]
+
+
+def _texts(comparison: Comparison) -> list[Mapping[str, str | int]]:
+    tokens = comparison.tokens
+    return [
+        _pair(i, *pair) for i, pair in enumerate(zip(tokens.expected_text, tokens.actual_text, strict=False))
+    ]
+
+
+def _pair(sequence: int, expected: str, actual: str) -> Mapping[str, str | int]:
+    """Both texts, split where they part and cut around that place."""
+    same = words.common_prefix(expected, actual)
+    start = max(0, same - TEXT_LIMIT // 2)
+    return {
+        "sequence": sequence,
+        "same": ("… " if start else "") + expected[start:same],
+        "expected": _cut(expected[same:]),
+        "actual": _cut(actual[same:]),
+    }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT_LIMIT // 2 else text[: TEXT_LIMIT // 2] + " …"
+
+
+def _times(side: Side) -> Mapping[str, str]:
+    return {
+        "label": side.label,
+        "total": _seconds(sum(side.seconds)),
+        "median": _seconds(median(side.seconds)),
+        "slowest": f"step {side.seconds.index(max(side.seconds))}, {_seconds(max(side.seconds))}",
+    }
+
+
+def _seconds(value: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value / 1e-6:.3g} µs"

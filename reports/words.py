@@ -1,0 +1,278 @@
+"""The sentences and number formats that every report shares, so that no two reports say it differently."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from parity.harness.comparison import Comparison, Finding, Row, TokenStep
+
+if TYPE_CHECKING:
+    from parity.harness.metrics import Metrics
+
+#: A logit margin below this is a tie: greedy decoding may fall to either side by rounding alone.
+TIE = 0.05
+
+#: Order in which counts of statuses are listed: what fails first.
+STATUS_ORDER = ("fail", "nonfinite", "shape", "missing", "extra", "skipped", "pass", "equal")
+
+
+def number(value: float | None, *, digits: int = 2) -> str:
+    """`3.2e-07` becomes `3.2e-7`, 0.4133 becomes `0.41`; empty for None."""
+    if value is None:
+        return ""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(float(value))
+    if 1e-2 <= abs(value) < 10**digits:
+        return f"{float(f'{value:.{digits}g}'):g}"
+    if 10**digits <= abs(value) < 1e4:
+        return f"{value:,.0f}"
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def exact(value: Any) -> str:
+    """A tensor value as a person compares it: 7 significant digits."""
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
+
+
+def multiple(ratio: float | None) -> str:
+    """An error as a multiple of what is allowed: `412×`."""
+    return "" if ratio is None else f"{number(ratio)}×"
+
+
+def percent(share: float) -> str:
+    """`100 %` and `0 %` only when it is exactly that."""
+    for digits in (1, 2, 4):
+        text = f"{100 * share:.{digits}f}"
+        if float(text) not in (0.0, 100.0):
+            return f"{text.rstrip('0').rstrip('.')} %"
+    return {0.0: "0 %", 1.0: "100 %"}.get(share, "< 0.0001 %" if share < 0.5 else "> 99.9999 %")
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """Text from a file as it may be shown: what could drive a terminal or turn a line around, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 record`, `1,204 records`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def counts(found: Mapping[str, int]) -> str:
+    """`12 fail, 1,192 pass`, the bad ones first."""
+    known = [name for name in STATUS_ORDER if found.get(name)]
+    return ", ".join(f"{found[name]:,} {name}" for name in [*known, *sorted(set(found) - set(STATUS_ORDER))])
+
+
+def place(tap: str, step: int, where: str = "", *, call: int = 0) -> str:
+    """`layer2.q, step 3, head 1`."""
+    return ", ".join(filter(None, [tap, f"step {step}", f"call {call}" if call else "", where]))
+
+
+def row_place(row: Row, *, where: bool = True) -> str:
+    """The place of a record in words."""
+    return place(row.tap, row.step, row.slice if where else "", call=row.call)
+
+
+def first_row(comparison: Comparison) -> Row | None:
+    """The record of the first divergence; without one, the first failing record."""
+    first, failing = comparison.first, [row for row in comparison.records if row.failing]
+    if first is not None:
+        named = [row for row in comparison.records if (row.tap, row.step) == (first.tap, first.step)]
+        return next((row for row in named if row.failing), named[0] if named else None)
+    return failing[0] if failing else None
+
+
+def first_place(comparison: Comparison) -> str:
+    """Where the candidate first departs; empty when it does not."""
+    if comparison.first is not None:
+        return place(comparison.first.tap, comparison.first.step, comparison.first.slice)
+    row = first_row(comparison)
+    return row_place(row) if row else ""
+
+
+def verdict_sentence(comparison: Comparison) -> str:
+    """The whole answer in one sentence."""
+    label, reference = comparison.label, comparison.reference.label
+    if comparison.verdict == "failed":
+        return f"{label} failed to run: {comparison.failure}"
+    if comparison.verdict == "inconclusive":
+        return f"Nothing is proven about {label}: {comparison.inconclusive or 'no record was compared'}"
+    if comparison.verdict == "divergence":
+        return f"{label} departs from {reference} first at {first_place(comparison)}{_how_much(comparison)}."
+    return f"{label} agrees with {reference} in every compared record{_closest(comparison)}."
+
+
+def _how_much(comparison: Comparison) -> str:
+    row = first_row(comparison)
+    if row is None:
+        return ""
+    if row.status != "fail":
+        return f": {row.reason or row.status}"
+    return f": {multiple(row.ratio)} the tolerance" if row.ratio is not None else ""
+
+
+def _closest(comparison: Comparison) -> str:
+    worst = comparison.worst
+    if worst is None or not worst.ratio:
+        return "; no value differs" if worst is not None else ""
+    return f"; the worst is {row_place(worst, where=False)} at {multiple(worst.ratio)} the tolerance"
+
+
+def coverage_sentence(comparison: Comparison) -> str:
+    """How many of the reference's values were looked at, and where the others went."""
+    seen = comparison.coverage
+    if not seen.expected:
+        return "no value of the reference was checked"
+    parts = [f"{percent(seen.share)} of {seen.expected:,} values checked"]
+    if seen.hidden:
+        parts.append(f"{seen.hidden:,} hidden")
+    if seen.skipped:
+        parts.append("skipped: " + ", ".join(f"{why} {count:,}" for why, count in seen.skipped.items()))
+    if seen.blind_spot:
+        parts.append(f"earliest blind spot: {seen.blind_spot}")
+    return "; ".join(parts)
+
+
+def evidence(row: Row) -> list[str]:
+    """What one record shows: got and wanted, count and percent, worst values with index, the rule."""
+    lines = [_error_line(row)] if row.error is not None else []
+    if row.reason:
+        lines.append(row.reason)
+    if row.metrics is not None and row.metrics.count:
+        lines += _metric_lines(row.metrics)
+    if row.local is not None:
+        said = f"local error={number(row.local)} ({multiple(row.local_ratio)} the tolerance)"
+        lines.append(f"{said} on the reference's inputs")
+    elif row.local_reason:
+        lines.append(f"local error n/a ({row.local_reason})")
+    return lines
+
+
+def _error_line(row: Row) -> str:
+    said = f"relative error={number(row.error)}"
+    if row.ratio:
+        allowed = (row.error or 0.0) / row.ratio
+        verb = "but should be at most" if row.ratio > 1 else "of an allowed"
+        said += f", {verb} {number(allowed)} ({multiple(row.ratio)})"
+    return f"{said} [{row_place(row, where=False)}]"
+
+
+def _metric_lines(found: Metrics) -> list[str]:
+    share = percent(found.mismatched / found.count)
+    lines = [f"{found.mismatched:,} of {found.count:,} values mismatched ({share})"]
+    if found.max_abs and found.max_abs_index >= 0:
+        worst = f"worst absolute error {number(found.max_abs)} at {index_words(found, found.max_abs_index)}"
+        values = f"got {exact(found.actual_at_max)}, want {exact(found.expected_at_max)}"
+        relative = f"; worst relative {number(found.max_rel)}" if found.full else ""
+        lines.append(f"{worst}: {values}{relative}")
+    nonfinite = not_finite(found)
+    return lines + [nonfinite] * bool(nonfinite)
+
+
+def not_finite(found: Metrics) -> str:
+    """`NaN: 3 in the candidate, 0 in the reference`; empty when every value is finite."""
+    kinds = {
+        "NaN": (found.nan_actual, found.nan_expected),
+        "+Inf": (found.posinf_actual, found.posinf_expected),
+        "-Inf": (found.neginf_actual, found.neginf_expected),
+    }
+    found_kinds = {kind: pair for kind, pair in kinds.items() if any(pair)}
+    return "; ".join(
+        f"{kind}: {a:,} in the candidate, {e:,} in the reference" for kind, (a, e) in found_kinds.items()
+    )
+
+
+def index_words(found: Metrics, flat: int) -> str:
+    """A flat index as `[b 0, h 1, t 5, d 17]`, or `[0, 1, 5, 17]` when the axes have no names."""
+    index, axes = found.unravel(flat), found.axes.split()
+    if len(axes) != len(index):
+        return str(list(index))
+    return "[" + ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=True)) + "]"
+
+
+def next_step(comparison: Comparison) -> str:
+    """One sentence on what to do now."""
+    if comparison.verdict == "failed":
+        return "Make the candidate run, then compare again; nothing was judged."
+    if comparison.verdict == "inconclusive":
+        return "Raise what is compared (taps, steps, a stable reference) and run again; this is not a pass."
+    if comparison.verdict == "parity":
+        return "Nothing to do."
+    if comparison.causes:
+        cause = comparison.causes[0]
+        return f"Look at {cause.tap} for: {cause.name}."
+    if comparison.culprits:
+        born = comparison.culprits[0]
+        return f"Look inside {born.segment or born.tap} at {born.tap}, step {born.step}: {born.evidence}."
+    return _next_without_culprit(comparison)
+
+
+def _next_without_culprit(comparison: Comparison) -> str:
+    row = first_row(comparison)
+    before = comparison.first.before if comparison.first else ""
+    if row is not None and row.status == "missing":
+        return f"Make the candidate record {row.tap}, or declare that it cannot observe it."
+    if row is not None and row.status == "shape":
+        return f"Declare the layout of {row.tap} (a map), or correct it."
+    between = f"between {before} and {row.tap}" if before and row else f"at {first_place(comparison)}"
+    return f"Look {between}; no segment was convicted in isolation."
+
+
+def agreement(comparison: Comparison) -> str:
+    """`tokens agree 14/16 (forced)`; empty when no token was compared."""
+    tokens = comparison.tokens
+    if not tokens.compared:
+        return ""
+    replay = "free" if tokens.free else "forced"
+    return f"{tokens.agreed:,} of {tokens.compared:,} tokens agree ({replay} replay)"
+
+
+def flip_sentence(flip: TokenStep, *, batch: bool) -> str:
+    """Where the tokens part, with both margins; a margin below TIE on either side is called a tie."""
+    where = f"step {flip.step}" + (f", sequence {flip.sequence}" if batch else "")
+    expected, actual = number(flip.expected_margin), number(flip.actual_margin)
+    tie = min(abs(flip.expected_margin), abs(flip.actual_margin)) < TIE
+    said = f"{where}: token {flip.expected} became {flip.actual}"
+    said += f"; margin {expected} in the reference, {actual} in the candidate"
+    return said + (": a tie, not a fault by itself" if tie else "")
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested provenance as dotted names and texts."""
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            listed = isinstance(value, list | tuple)
+            flat[f"{prefix}{key}"] = ", ".join(map(str, value)) if listed else str(value)
+    return flat
+
+
+def provenance_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """(name, reference, candidate) of both sides; what differs comes first."""
+    left, right = flatten(comparison.reference.provenance), flatten(comparison.candidate.provenance)
+    rows = [(key, left.get(key, ""), right.get(key, "")) for key in {**left, **right}]
+    return sorted(rows, key=lambda row: row[1] == row[2])
+
+
+def by_level(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors, then warnings, then notes."""
+    order = {"error": 0, "warning": 1}
+    return sorted(findings, key=lambda finding: order.get(finding.level, 2))
+
+
+def common_prefix(left: str, right: str) -> int:
+    """Characters that two texts share from the start."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
