@@ -72,16 +72,24 @@ def of_port(port: Port, name: str, sizes: Mapping[str, int], dynamic: Iterable[s
     return Pin(name, port.dtype, shape)
 
 
-def check(where: str, kind: str, actual: Sequence[Pin], expected: Sequence[Pin]) -> None:
-    """Names, their order, formats and fixed sizes must be the expected ones; CandidateError says what is not."""
+def check(
+    where: str, kind: str, actual: Sequence[Pin], expected: Sequence[Pin], *, exact: bool = True
+) -> None:
+    """Names, their order, formats and sizes must be the expected ones; CandidateError says what is not.
+
+    Without `exact`, sizes that the graph leaves open are no difference.
+    """
     if [pin.name for pin in actual] != [pin.name for pin in expected]:
         raise CandidateError(
             f"{where}: {kind}s are {_names(actual)}, should be {_names(expected)}; the exporter renamed, dropped "
             "or added some"
         )
     for have, want in zip(actual, expected, strict=True):
-        open_sizes = tuple(size if isinstance(size, int) else None for size in want.shape)
-        if not Pin(want.name, want.dtype, open_sizes).takes(have.dtype, have.shape):
+        fixed = tuple(size if isinstance(size, int) else None for size in want.shape)
+        shape = tuple(
+            size if exact or isinstance(size, int) else mine for size, mine in zip(have.shape, fixed, strict=False)
+        )
+        if len(have.shape) != len(fixed) or not Pin(want.name, want.dtype, fixed).takes(have.dtype, shape):
             raise CandidateError(f"{where}: {kind} {have}, should be {want}")
 
 

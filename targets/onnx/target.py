@@ -29,7 +29,7 @@ WORDS = ("masked", "whole", "opt=LEVEL", "PATH")
 
 @dataclass(frozen=True)
 class Asked:
-    """What the target's argument says: words separated by commas."""
+    """What the target's argument says: how the model is cut, and how far ONNX Runtime may rewrite."""
 
     masked: bool = False
     whole: bool = False
@@ -38,26 +38,19 @@ class Asked:
 
 
 def parse_arg(arg: str) -> Asked:
-    """Read `masked`, `whole`, `opt=basic`, or a path; UserError for a word that is none of these."""
-    asked = Asked()
-    for word in filter(None, arg.split(",")):
-        if word in ("masked", "whole"):
-            asked = replace(asked, **{word: True})
-        elif word.startswith("opt="):
-            asked = replace(asked, level=word.removeprefix("opt="))
-        elif "/" in word or word.endswith(".onnx") or Path(word).exists():
-            asked = replace(asked, path=Path(word))
-        else:
-            raise UserError(f"onnx:{arg}: {word!r} is neither a word nor a path that exists. {did_you_mean(word, WORDS)}")
-    if asked.path and (asked.masked or asked.whole):
-        raise UserError(f"onnx:{arg}: files are what they are; drop masked and whole")
-    if asked.masked and asked.whole:
-        raise UserError(f"onnx:{arg}: the whole model has a mask in any case; drop masked")
-    return asked
+    """`masked`, `whole` or a path, then `opt=LEVEL`, joined by +. UserError for a word that is none of these."""
+    body, _, level = arg.partition("opt=")
+    body = body.removesuffix("+")
+    asked = Asked(level=level or "all")
+    if body in ("", "masked", "whole"):
+        return replace(asked, **({body: True} if body else {}))
+    if Path(body).exists() or "/" in body or body.endswith(".onnx"):
+        return replace(asked, path=Path(body))
+    raise UserError(f"onnx:{arg}: {body!r} is neither a word nor a path that exists. {did_you_mean(body, WORDS)}")
 
 
 class OnnxTarget:
-    """`onnx[:masked|whole|PATH][,opt=LEVEL][@DEVICE]`."""
+    """`onnx[:masked|whole|PATH][+opt=LEVEL][@DEVICE]`."""
 
     name = "onnx"
     summary = "segments exported and run by ONNX Runtime; onnx:whole, onnx:masked, onnx:FILE_OR_FOLDER"
@@ -123,8 +116,7 @@ def _segments(
 ) -> Session:
     layout = choose_layout(case, masked=asked.masked, reference=reference is not None)
     wiring = case.model.masked_wiring if layout.masked else case.model.wiring
-    state, cast = single_precision(case)
-    modules = case.model.split(state, masked=layout.masked)
+    modules = case.model.split(case.state, masked=layout.masked)
     chosen = choose_segments(options.segments, wiring)
     recipe = Recipe(
         {"B": case.scenario.batch, "T": 1, "W": layout.rows},
@@ -142,7 +134,7 @@ def _segments(
     facts = Facts(
         dtype="float32",
         layout="window" if case.scenario.policy.window else "static",
-        substitutions=(*cast, *_left_out(modules, chosen)),
+        substitutions=_left_out(modules, chosen),
         details={
             **runtime.facts(),
             "exporter": options.exporter,
@@ -190,15 +182,6 @@ def assemble(
         unobserved=(*facts.unobserved, Unobserved("*", "prefilled on the host", prefills)),
     )
     return HostedSession(inner, cache, reference, layout.rows, facts)
-
-
-def single_precision(case: Case) -> tuple[Mapping[str, torch.Tensor], tuple[str, ...]]:
-    """The checkpoint in float32, and what to say if it was not."""
-    others = {str(t.dtype) for t in case.state.values() if t.is_floating_point() and t.dtype != torch.float32}
-    if not others:
-        return case.state, ()
-    state = {key: t.float() if t.is_floating_point() else t for key, t in case.state.items()}
-    return state, (f"weights cast from {', '.join(sorted(others)).replace('torch.', '')} to float32",)
 
 
 def choose_segments(glob: str | None, wiring: Wiring) -> set[str]:
