@@ -7,5 +7,5 @@ from .reader import Trace as Trace
 from .record import Record as Record
 from .repair import Repaired as Repaired
 from .repair import repair as repair
-from .writer import RunWriter as RunWriter
+from .run_writer import RunWriter as RunWriter
 from .writer import TraceWriter as TraceWriter

@@ -1,4 +1,4 @@
-"""The one thread that writes: checksums, chunks, then text, then index rows, so that a prefix always holds."""
+"""The one thread that writes: checksums, chunks, text, then index rows, so that a prefix always holds."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ class Drain:
         if isinstance(error, OSError) and error.errno:
             reason = os.strerror(error.errno)
         self.failure = self.failure or UserError(
-            f"path={self._path}: recording stopped, the file cannot grow ({reason}); {self.kept} records were "
-            "flushed before and stay intact, the run is incomplete; free some space or choose another place"
+            f"path={self._path}: recording stopped, the file cannot grow ({reason}); {self.kept} records "
+            "were flushed before and stay intact, the run is incomplete; free space or choose another place"
         )
 
     def _store(self, job: Job) -> None:

@@ -1,6 +1,6 @@
 """The layout of a trace file: its datasets, one index row, one line of text.
 
-    /            attributes: format, version, dtypes (JSON list: the code of a logical dtype is its place), doc
+    /            attributes: format, version, doc, dtypes (JSON list: a dtype's code is its place)
     data/<type>  flat stream per storage type; records lie one behind the other
     index        one row of 128 bytes per record, append order = execution order
     text         UTF-8 lines "crc32-hex JSON": runs, names, axes, positions that are no range, meta

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ import numpy as np
 from ..dtypes import storage_dtype
 from ..errors import UserError, did_you_mean
 from . import format as f
+from . import index
 from .blocks import Blocks
-from .record import Record
 from .overlay import Overlay
+from .record import Record
 from .schema import Layout, Stream, read_layout
 
 _TRIES = 5
@@ -32,11 +31,11 @@ class Trace:
         self.path = os.fspath(path)
         overlay, self.layout = _open(self.path)
         with overlay:
-            index = self.layout.streams["index"]
-            rows: np.ndarray[Any, Any] = index.read(overlay.fd, 0, index.extent)
+            stream = self.layout.streams["index"]
+            rows: np.ndarray[Any, Any] = stream.read(overlay.fd, 0, stream.extent)
             text = self.layout.streams["text"]
             self._lines = list(f.lines(text.read(overlay.fd, 0, text.extent).tobytes(), self.path))
-            self._rows = _trusted(rows, self.layout.streams, self.layout.dtypes, self.path)
+            self._rows = index.trusted(rows, self.layout.streams, self.layout.dtypes, self.path)
             self._blocks = Blocks(os.dup(overlay.fd), self.layout.streams)
         self.text_size = text.extent
         self._texts = {int(x["text"]): str(x["is"]) for x in self._lines if "text" in x}
@@ -107,7 +106,7 @@ class Trace:
 
     def stream_ends(self) -> dict[str, int]:
         """Elements used of each storage type's stream."""
-        sizes = _sizes(self._rows)
+        sizes = index.sizes(self._rows)
         ends: dict[str, int] = {}
         for code in np.unique(self._rows["dtype"]):
             mine = self._rows["dtype"] == code
@@ -200,14 +199,14 @@ class Run:
 
     def _list(self, orders: np.ndarray[Any, np.dtype[np.int64]]) -> list[Record]:
         rows, trace = self._trace._rows[orders], self._trace
-        shapes = _shapes(rows)
+        shapes, text, dtypes = index.shapes(rows), trace._text, trace.layout.dtypes
+        columns = [rows[name].tolist() for name in ("tap", "step", "call", "dtype", "axes")]
         return [
-            Record(self, order, trace._text(tap), step, call, trace.layout.dtypes[dtype], *shapes[key], trace._text(axes))
-            for order, tap, step, call, dtype, key, axes in zip(
-                orders.tolist(), rows["tap"].tolist(), rows["step"].tolist(), rows["call"].tolist(),
-                rows["dtype"].tolist(), _shape_keys(rows), rows["axes"].tolist(), strict=True,
+            Record(self, order, text(tap), step, call, dtypes[dtype], *shapes[key], text(axes))
+            for order, key, tap, step, call, dtype, axes in zip(
+                orders.tolist(), index.shape_keys(rows), *columns, strict=True
             )
-        ]  # fmt: skip
+        ]
 
 
 def _which(records: Sequence[Record]) -> str:
@@ -217,23 +216,6 @@ def _which(records: Sequence[Record]) -> str:
     return f"it has steps {shown}" + (
         f" and up to {calls} calls a step; give tap, step, call" if calls > 1 else ""
     )
-
-
-def _shape_keys(rows: np.ndarray[Any, Any]) -> list[bytes]:
-    """Bytes that say the shape, one per row: ndim and the eight sizes."""
-    packed = np.empty(len(rows), np.dtype([("ndim", "u1"), ("shape", "<i8", (f.MAX_DIMS,))]))
-    packed["ndim"], packed["shape"] = rows["ndim"], rows["shape"]
-    raw, size = packed.tobytes(), packed.dtype.itemsize
-    return [raw[i : i + size] for i in range(0, len(raw), size)]
-
-
-def _shapes(rows: np.ndarray[Any, Any]) -> dict[bytes, tuple[tuple[int, ...], int]]:
-    """Shape and size of every shape that occurs."""
-    found = {}
-    for key in set(_shape_keys(rows)):
-        shape = tuple(np.frombuffer(key[1:], "<i8")[: key[0]].tolist())
-        found[key] = (shape, math.prod(shape))
-    return found
 
 
 def _open(path: str) -> tuple[Overlay, Layout]:
@@ -256,47 +238,3 @@ def _runs(trace: Trace) -> list[Run]:
         elif "end_of" in content:
             runs[content["end_of"]].complete = bool(content["complete"])
     return list(runs.values())
-
-
-def _sizes(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Elements of each row's record."""
-    used = np.arange(f.MAX_DIMS) < rows["ndim"][:, None]
-    sizes: np.ndarray[Any, np.dtype[np.int64]] = np.where(used, rows["shape"], 1).prod(axis=1)
-    return sizes
-
-
-def _trusted(
-    rows: np.ndarray[Any, Any], streams: dict[str, Stream], dtypes: list[str], path: str
-) -> np.ndarray[Any, Any]:
-    """Rows that were written, every one checked before anything is read or allocated after it."""
-    raw = rows.tobytes()
-    size = f.ROW.itemsize
-    while raw and not any(raw[-size:]):
-        raw = raw[:-size]
-    rows = rows[: len(raw) // size]
-    crcs = rows["row_crc"].tolist()
-    for number, crc in enumerate(crcs):
-        start = number * size
-        if zlib.crc32(raw[start : start + f.ROW_CRC_AT]) != crc:
-            raise UserError(f"path={path}: index row {number} fails its checksum; the file is damaged")
-    absurd = np.flatnonzero(_absurd(rows, streams, dtypes))
-    if absurd.size:
-        row = rows[absurd[0]]
-        raise UserError(
-            f"path={path}: index row {absurd[0]} points outside the file (dtype {row['dtype']}, offset {row['offset']}, "
-            f"shape {row['shape'][: row['ndim']].tolist()}); the file is damaged"
-        )
-    return rows
-
-
-def _absurd(
-    rows: np.ndarray[Any, Any], streams: dict[str, Stream], dtypes: list[str]
-) -> np.ndarray[Any, Any]:
-    """Which rows cannot be true."""
-    bad = (rows["dtype"] >= len(dtypes)) | (rows["ndim"] > f.MAX_DIMS) | (rows["offset"] < 0)
-    bad |= (rows["shape"] < 0).any(axis=1)
-    extents = np.array([streams[f"data/{storage_dtype(name).name}"].extent for name in dtypes], np.float64)
-    used = np.arange(f.MAX_DIMS) < rows["ndim"][:, None]
-    sizes = np.where(used, rows["shape"].astype(np.float64), 1.0).prod(axis=1)
-    bad |= rows["offset"] + sizes > extents[np.minimum(rows["dtype"], len(dtypes) - 1)]
-    return np.asarray(bad)

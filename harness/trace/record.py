@@ -51,7 +51,7 @@ class Record:
 
     @property
     def positions(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """Absolute positions of the token axis, [T] or [B, T]; -1 where a slot is hidden; None if not told."""
+        """Absolute positions of the token axis, [T] or [B, T]; -1: a hidden slot; None: not told."""
         row = self._row()
         kind = int(row["position_kind"])
         if kind == f.NO_POSITIONS:
@@ -106,7 +106,8 @@ class Record:
     def _verify(self, data: np.ndarray[Any, Any]) -> None:
         if checksum(data.view(np.uint8)) != self._run._trace._crcs[self.order]:
             raise UserError(
-                f"path={self._run._trace.path}: {self._label()} fails its checksum; the file is damaged, record again"
+                f"path={self._run._trace.path}: {self._label()} fails its checksum; the file is damaged, "
+                "record again"
             )
 
     @property

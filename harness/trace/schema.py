@@ -20,7 +20,7 @@ from .overlay import Overlay
 
 @functools.cache
 def skeleton(level: int) -> bytes:
-    """The image of an empty trace; `level` 0 stores as is, 1..9 deflates the streams (after a byte shuffle)."""
+    """The image of an empty trace; `level` 1..9 deflates the streams after a byte shuffle, 0 does not."""
     with h5py.File("skeleton", "w", driver="core", backing_store=False, libver="latest") as file:
         file.attrs.update(f.root_attributes())
         _dataset(file, "index", f.ROW, 8192, 0)
@@ -189,7 +189,8 @@ def _check_version(file: Any, path: str) -> None:
     version = int(file.attrs["version"])
     if version > f.VERSION:
         raise UserError(
-            f"path={path}: written in trace format {version}, this parity reads up to {f.VERSION}; update parity"
+            f"path={path}: written in trace format {version}, this parity reads up to {f.VERSION}; "
+            "update parity"
         )
 
 

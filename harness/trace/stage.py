@@ -129,7 +129,7 @@ class Stage:
         self._typed = self._buffer.view(self._dtype)
 
     def flush(self, *, pad_to: int) -> None:
-        """Hand over what was copied since; `pad_to` > 1 first fills up to a multiple (chunks written once)."""
+        """Hand over what was copied since; `pad_to` > 1 first fills up to a multiple of it."""
         if self._fill == self._sent:
             return
         padded = -(-self._fill // pad_to) * pad_to

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dtypes import as_logical, from_any, logical_dtype, storage_dtype
+from ..dtypes import logical_dtype, storage_dtype
 from ..errors import UserError
 from . import format as f
 from . import schema, views
@@ -22,6 +22,7 @@ from .labels import Labels, created, environment
 from .lock import FileLock
 from .reader import Trace
 from .repair import mend
+from .run_writer import RunWriter
 from .stage import Pool, Stage
 
 FLUSH_BYTES = 64 << 20
@@ -44,9 +45,10 @@ class TraceWriter:
     """Creates a trace file or appends to one, repairing it first when its last writer was killed.
 
     `max_bytes`: recording stops with UserError before records and index would take more (as recorded:
-    HDF5 adds a few per mille, compression is not counted off). `compress`: None, "gzip" or "gzip:1".."gzip:9", lossless, decided when the file is made.
-    What was recorded is visible to readers at latest a second later, after 64 MiB, or on `flush`; `close`
-    also publishes the natural views. UserError: unwritable place, second writer, file of another kind.
+    HDF5 adds a few per mille, compression is not counted off). `compress`: None, "gzip" or "gzip:1" to
+    "gzip:9", lossless, decided when the file is made. What was recorded is visible to readers, and safe from
+    a kill, at latest a second later, after 64 MiB, or on `flush`; `close` also brings it to the disk and
+    publishes the natural views. UserError: unwritable place, second writer, file of another kind.
     """
 
     def __init__(
@@ -192,8 +194,8 @@ class TraceWriter:
             )
             self._admit(tap, nbytes)
             f.PACK(
-                self._rows, self._count * 128, run, *numbers, listed, call, kind, lane.code, len(shape), count,
-                step, lane.stage.position // lane.itemsize, start, *shape, *_NO_DIMS[len(shape)],
+                self._rows, self._count * 128, run, *numbers, listed, call, kind, lane.code, len(shape),
+                count, step, lane.stage.position // lane.itemsize, start, *shape, *_NO_DIMS[len(shape)],
             )  # fmt: skip
             if labels.fresh:
                 self._text += labels.take()
@@ -264,85 +266,6 @@ class TraceWriter:
             raise self._drain.failure
         if self._closed:
             raise UserError(f"path={self.path}: this trace writer is closed; open another")
-
-
-class RunWriter:
-    """One run being recorded. As a context manager: a clean exit completes it, an exception does not."""
-
-    def __init__(self, writer: TraceWriter, number: int, name: str, generation: int) -> None:
-        self.name = name
-        self.generation = generation
-        self.notice: str | None = None
-        if generation > 1:
-            self.notice = (
-                f"run {name!r} exists already in {writer.path}: this one is kept beside it as {name}#{generation}, "
-                "and is the one that is compared"
-            )
-        self._writer = writer
-        self._number = number
-        self._over = False
-
-    def record(
-        self,
-        tap: str,
-        array: Any,
-        *,
-        step: int = 0,
-        call: int = 0,
-        axes: str = "",
-        positions: Any = None,
-        dtype: str | None = None,
-        meta: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Copy an array of any shape (at most 8 dimensions) into the trace.
-
-        `axes`: one letter per dimension ("b h t d"), or nothing. `positions`: int64 absolute positions
-        [T] or [B, T] of the token axis, -1 hides a slot. `dtype`: the logical name when `array` holds
-        storage bits (uint16 that is bfloat16); values are never converted. `meta`: plain JSON data.
-        """
-        if self._over:
-            raise UserError(f"run={self.name!r}: is finished; begin another one to record {tap!r}")
-        data, name = from_any(array)
-        if dtype is not None and dtype != name:
-            data, name = as_logical(data, dtype), dtype
-        if data.ndim > f.MAX_DIMS:
-            raise UserError(
-                f"array={data.ndim} dimensions: {tap!r} has more than {f.MAX_DIMS}; reshape it first"
-            )
-        if not data.dtype.isnative:
-            data = data.astype(data.dtype.newbyteorder("="))
-        self._writer._record(self._number, tap, data, name, (step, call), axes, positions, meta)
-
-    def update_provenance(self, **fields: Any) -> None:
-        """Add to, or replace in, what is known about the run."""
-        with self._writer._lock:
-            self._writer._check()
-            self._writer._say({"provenance_of": self._number, "fields": fields})
-
-    def finish(self, *, complete: bool = True) -> None:
-        """End the run and flush; a second call does nothing."""
-        with self._writer._lock:
-            if self._over:
-                return
-            self._end(complete=complete)
-        self._writer.flush()
-
-    def _end(self, *, complete: bool) -> None:
-        self._over = True
-        self._writer._open_runs.remove(self)
-        self._writer._say({"end_of": self._number, "complete": complete})
-
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        try:
-            self.finish(complete=error is None)
-        except UserError:
-            if error is None:
-                raise
 
 
 _NO_DIMS = [(0,) * (f.MAX_DIMS - ndim) for ndim in range(f.MAX_DIMS + 1)]
