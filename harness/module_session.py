@@ -1,0 +1,185 @@
+"""One call of any `nn.Module`: without hooks for its outputs, with hooks for what lies between.
+
+The module's outputs are those of the untouched call. What the hooked call returned is held against it, so
+that an effect of looking is said and not recorded as the truth.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .arrays import to_array, to_tensor
+from .errors import ParityError
+from .imports import describe
+from .inputs import arguments, with_numbers
+from .outputs import named_outputs
+from .target import Facts
+from .tracer import recording, tap_modules, trace_tensor
+from .tracer import step as mark_step
+
+if TYPE_CHECKING:
+    from .case import Step
+    from .values import Values
+
+
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def record(self, tap: str, array: Any, **about: Any) -> None:
+        """Let it go."""
+
+
+def fresh(module: nn.Module, *, share: bool = True) -> nn.Module:
+    """A copy whose buffers and attributes are its own; parameters are shared where `share`.
+
+    Forward may write to buffers and attributes (caches, counters), never to parameters.
+    """
+    shared = {id(parameter): parameter for parameter in module.parameters()} if share else {}
+    return copy.deepcopy(module, shared)
+
+
+def prepared(
+    module: nn.Module, *, dtype: str | None, device: str, own: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A copy in eval mode, cast and moved, and in words what was changed; the user's object stays as it is.
+
+    `own`: parameters are copied even where nothing is cast, because the caller will write to them.
+    """
+    said: list[str] = []
+    training = [part for part in module.modules() if part.training]
+    if training:
+        drops = sum(isinstance(part, nn.modules.dropout._DropoutNd) for part in training)
+        tail = f", {drops} dropout modules switched off" if drops else ""
+        said.append(f"eval(): the module was built in training mode{tail}")
+    parameters = [*module.parameters(), *module.buffers()]
+    moved = any(item.device != torch.device(device) for item in parameters)
+    try:
+        copied = fresh(module, share=dtype is None and not moved and not own)
+    except Exception as error:
+        raise ParityError(f"module={type(module).__name__}: cannot be copied: {describe(error)}") from error
+    if dtype is not None:
+        copied = copied.to(getattr(torch, dtype))
+        said.append(f"module and floating inputs cast to {dtype}")
+    return copied.to(device).eval(), tuple(said)
+
+
+def tensors(module: nn.Module, inputs: Mapping[str, Any], *, dtype: str | None, device: str) -> dict[str, Any]:
+    """Arrays as tensors; floating ones cast where a dtype is asked for, all else keeps its type.
+
+    0-d arrays become Python numbers where forward wants such.
+    """
+    made: dict[str, Any] = {}
+    for name, value in with_numbers(module, inputs).items():
+        if isinstance(value, np.ndarray):
+            tensor = to_tensor(value, device).reshape(value.shape)
+            value = tensor.to(getattr(torch, dtype)) if dtype and tensor.is_floating_point() else tensor
+        made[name] = value
+    return made
+
+
+def dtype_of(module: nn.Module, default: str = "float32") -> str:
+    """The floating type of a module's parameters and buffers, joined by + where there are several."""
+    kinds = [str(item.dtype) for item in (*module.parameters(), *module.buffers()) if item.is_floating_point()]
+    return "+".join(dict.fromkeys(kind.removeprefix("torch.") for kind in kinds)) or default
+
+
+@dataclass
+class ModuleSession:
+    """A `Session` of one step; `inputs` are flat names -> tensors and numbers.
+
+    `error` is raised when the module fails: the user's to mend for a reference, a candidate's failure else.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Any]
+    facts: Facts
+    error: type[ParityError]
+    seed: int = 0
+
+    def step(
+        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
+    ) -> np.ndarray | None:
+        """Call the module; there are no tokens to be read and none to be returned."""
+        with mark_step(step.index):
+            with recording(Nowhere()):
+                plain, random = self._call(fresh(self.module), hooked=False)
+            tapped, _ = self._call(fresh(self.module), hooked=True)
+            for name, value in plain.items():
+                trace_tensor(name, value)
+        self._tell(plain, tapped, random=random)
+        return None
+
+    def close(self) -> None:
+        """Nothing outlives a call."""
+
+    def _call(self, module: nn.Module, *, hooked: bool) -> tuple[dict[str, Tensor], bool]:
+        """Named outputs, and whether random numbers were drawn."""
+        args, kwargs = arguments(module, self.inputs)
+        taps = tap_modules(module, exclude="") if hooked and len(list(module.modules())) > 1 else nullcontext()
+        with torch.no_grad(), seeded(self.seed) as before, taps:
+            try:
+                value = module(*args, **kwargs)
+            except Exception as error:
+                raise self.error(self._failure(error)) from error
+            random = not torch.equal(before, torch.get_rng_state())
+        found = named_outputs(value)
+        if not found.tensors:
+            raise self.error(f"module={type(module).__name__}: returned {type(value).__name__} without any tensor")
+        return found.tensors, random
+
+    def _failure(self, error: Exception) -> str:
+        shown = ", ".join(f"{name}={_shape(value)}" for name, value in self.inputs.items())
+        own = dtype_of(self.module)
+        odd = [n for n, v in self.inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
+        odd = [n for n in odd if str(self.inputs[n].dtype).removeprefix("torch.") != own]
+        hint = f"; the module computes in {own}, save {', '.join(odd)} in that type or give --dtype" if odd else ""
+        return f"module={type(self.module).__name__}: failed on {shown}: {describe(error)}{hint}"
+
+    def _tell(self, plain: Mapping[str, Tensor], tapped: Mapping[str, Tensor], *, random: bool) -> None:
+        """Add to the facts what only the run showed."""
+        details = {**self.facts.details, "observer": observer_effect(plain, tapped, "with hooks")}
+        if random:
+            warning = f"the module draws random numbers even in eval mode; torch was seeded with {self.seed}"
+            details["warnings"] = (*details.get("warnings", ()), warning)
+        self.facts = replace(self.facts, details=details)
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return repr(value)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[Tensor]:
+    """torch's generators start from `seed` inside and are put back; yields the CPU state at the start."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield torch.get_rng_state()
+
+
+def observer_effect(plain: Mapping[str, Any], tapped: Mapping[str, Any], how: str) -> str:
+    """In words, how far outputs change by being looked at."""
+    changed: list[str] = []
+    for name, value in plain.items():
+        mine, theirs = _numbers(value), _numbers(tapped[name])
+        if mine.shape != theirs.shape:
+            changed.append(f"{name} has shape {theirs.shape} instead of {mine.shape}")
+        elif not np.array_equal(mine, theirs, equal_nan=mine.dtype.kind in "fc"):
+            changed.append(f"{name} by up to {np.nanmax(np.abs(mine - theirs)):.3g}")
+    if not changed:
+        return f"outputs are the same bit for bit {how} and without"
+    return f"outputs change {how}: {'; '.join(changed)}; those without are the recorded ones"
+
+
+def _numbers(value: Any) -> np.ndarray:
+    array = to_array(value) if isinstance(value, Tensor) else np.asarray(value)
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)

@@ -1,0 +1,60 @@
+"""The trusted run of a module of the user's: eager torch, eval mode, no gradients, taps by hooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from parity.harness.case import ModuleCase
+from parity.harness.errors import UserError, did_you_mean
+from parity.harness.module_session import ModuleSession, dtype_of, prepared, tensors
+from parity.harness.progress import Progress
+from parity.harness.target import Facts, Options
+from parity.harness.values import Values
+
+from .torch_run import DTYPES, checked_device, dtype_name
+
+
+class ModuleReference:
+    """`torch[:dtype][@device]` for a `ModuleCase`."""
+
+    name = "torch"
+    summary = "eager torch, any module; fp64, fp32, fp16, bf16 or as it was built; any device"
+
+    def missing(self) -> str | None:
+        """Always there: torch is a base dependency."""
+        return None
+
+    def prepare(
+        self,
+        case: ModuleCase,
+        *,
+        arg: str,
+        options: Options,
+        reference: Values | None,
+        workdir: Path,
+        progress: Progress,
+    ) -> ModuleSession:
+        """A copy of the module in eval mode, as it was built or cast to the type that was asked for."""
+        dtype = wanted_dtype(arg, options)
+        device = checked_device(options.device)
+        module, said = prepared(case.module, dtype=dtype, device=device)
+        facts = Facts(
+            dtype=dtype or dtype_of(module),
+            layout="call",
+            substitutions=said,
+            details={"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__},
+        )
+        inputs = tensors(module, case.inputs, dtype=dtype, device=device)
+        return ModuleSession(module, inputs, facts, UserError, options.seed)
+
+
+def wanted_dtype(arg: str, options: Options) -> str | None:
+    """The logical dtype that was asked for; None: as the factory built it."""
+    word = arg or options.dtype
+    if not word:
+        return None
+    if word not in DTYPES and word not in DTYPES.values():
+        raise UserError(f"torch:{arg}: {word!r} is no dtype. {did_you_mean(word, DTYPES)}")
+    return dtype_name(word)

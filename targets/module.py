@@ -1,0 +1,106 @@
+"""`module:PKG.MOD:FACTORY`: another `nn.Module` that claims to compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from parity.harness.case import Case, ModuleCase
+from parity.harness.errors import CandidateError, UserError, did_you_mean
+from parity.harness.imports import build_module
+from parity.harness.inputs import check_names
+from parity.harness.mapping import TapMap
+from parity.harness.module_session import ModuleSession, dtype_of, prepared, tensors
+from parity.harness.progress import Progress
+from parity.harness.target import Facts, Options
+
+from .module_weights import compare_weights, share_weights
+
+
+if TYPE_CHECKING:
+    from parity.harness.target import Session
+    from parity.harness.values import Values
+
+DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass
+class ModuleTarget:
+    """Taken as its factory built it; `share` loads the reference's weights into it first, strictly.
+
+    `mapping` names the candidate's axes where a language model is held against ours.
+    """
+
+    share: bool = False
+    mapping: TapMap = field(default_factory=TapMap)
+    name: str = "module"
+    summary: str = "module:PKG.MOD:FACTORY, any nn.Module that claims to compute the same"
+
+    def missing(self) -> str | None:
+        """Always there: torch is a base dependency."""
+        return None
+
+    def prepare(
+        self,
+        case: Case | ModuleCase,
+        *,
+        arg: str,
+        options: Options,
+        reference: Values | None,
+        workdir: Path,
+        progress: Progress,
+    ) -> Session:
+        """Build it, hold its weights against the reference's, and say what is found."""
+        if not arg:
+            raise UserError("cand='module': name a factory, as module:mypkg.port:build")
+        dtype, device = _dtype(options.dtype), _device(options.device)
+        built = build_module(arg, seed=options.seed)
+        state = case.module.state_dict() if isinstance(case, ModuleCase) else case.state
+        module, said = prepared(built, dtype=None, device="cpu", own=self.share)
+        if self.share:
+            said = (*said, *share_weights(module, state, arg))
+        details: dict[str, Any] = {
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "weights": compare_weights(module.state_dict(), state),
+        }
+        module, cast = prepared(module, dtype=dtype, device=device)
+        facts = Facts(
+            dtype=dtype or dtype_of(module), layout="call", substitutions=(*said, *cast), details=details
+        )
+        if isinstance(case, ModuleCase):
+            return _call(case, module, facts, options, dtype, device)
+        from .module_lm import lm_session
+
+        return lm_session(case, module, facts, device, self.mapping)
+
+
+def _call(
+    case: ModuleCase, module: nn.Module, facts: Facts, options: Options, dtype: str | None, device: str
+) -> ModuleSession:
+    check_names(module, case.inputs)
+    inputs: Mapping[str, Any] = tensors(module, case.inputs, dtype=dtype, device=device)
+    return ModuleSession(module, inputs, facts, CandidateError, options.seed)
+
+
+def _dtype(word: str | None) -> str | None:
+    if word is None or word in DTYPES.values():
+        return word
+    if word not in DTYPES:
+        raise UserError(f"dtype={word!r}: torch cannot run in it here. {did_you_mean(word, DTYPES)}")
+    return DTYPES[word]
+
+
+def _device(device: str | None) -> str:
+    name = device or "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"device={name!r}: not a device; use cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"device={name!r}: torch sees no CUDA device here; use cpu")
+    return name

@@ -1,0 +1,177 @@
+"""`onnx` for a module of the user's: exported here with its taps, or a lone file that someone else made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.harness.arrays import to_array
+from parity.harness.case import ModuleCase
+from parity.harness.errors import CandidateError, UserError
+from parity.harness.mapping import TapMap
+from parity.harness.module_session import dtype_of, observer_effect, prepared, tensors
+from parity.harness.progress import Progress
+from parity.harness.target import Facts, Options, Unobserved
+from parity.harness.tracer import step as mark_step
+from parity.harness.tracer import trace_tensor
+
+from .module_export import Flat, export
+from .onnx.runtime import Runtime
+from .onnx.target import Asked, parse_arg
+
+if TYPE_CHECKING:
+    from parity.harness.case import Step
+    from parity.harness.values import Values
+
+DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16"}
+
+
+class Graph:
+    """A loaded graph whose outputs are asked for by place: an exporter may have folded one and named it itself."""
+
+    def __init__(self, runtime: Runtime, path: Path) -> None:
+        self._session = runtime.session(path, "onnx")
+        self.inputs = [item.name for item in self._session.get_inputs()]
+        self.outputs = [item.name for item in self._session.get_outputs()]
+
+    def run(self, feed: Mapping[str, np.ndarray], wanted: list[str] | None = None) -> list[np.ndarray]:
+        """Outputs in order; CandidateError in ONNX Runtime's words."""
+        try:
+            return list(self._session.run(wanted, {name: feed[name] for name in self.inputs}))
+        except Exception as error:  # its exceptions share no base class
+            raise CandidateError(f"onnx: ONNX Runtime failed: {' '.join(str(error).split())[:400]}") from error
+
+
+@dataclass
+class OnnxModuleSession:
+    """One call of the clean graph for the outputs, one of the tapped graph for what lies between.
+
+    `outputs` are tap names of the clean graph's outputs by place. `taps` are (tap, graph output) of the tapped
+    one in execution order; a tap that comes twice was called twice.
+    """
+
+    clean: Graph
+    tapped: Graph
+    feed: Mapping[str, np.ndarray]
+    outputs: tuple[str, ...]
+    taps: tuple[tuple[str, str], ...]
+    facts: Facts
+
+    def step(
+        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
+    ) -> np.ndarray | None:
+        """Run both graphs; there are no tokens to be read and none to be returned."""
+        official = dict(zip(self.outputs, self.clean.run(self.feed), strict=True))
+        again = self.tapped.run(self.feed, [*self.tapped.outputs[: len(self.outputs)], *(out for _, out in self.taps)])
+        with mark_step(step.index):
+            for (tap, _), array in zip(self.taps, again[len(self.outputs) :], strict=True):
+                trace_tensor(tap, array)
+            for tap, array in official.items():
+                trace_tensor(tap, array)
+        looked = dict(zip(self.outputs, again, strict=False))
+        details = {**self.facts.details, "observer": observer_effect(official, looked, "with taps")}
+        self.facts = replace(self.facts, details=details)
+        return None
+
+    def close(self) -> None:
+        """Nothing but memory is held."""
+
+
+@dataclass
+class OnnxModuleTarget:
+    """`onnx[:FILE][,opt=LEVEL][@DEVICE]` for a `ModuleCase`.
+
+    Exports anew each time: nothing tells whether a user's code behaves as it did when a cached file was made.
+    """
+
+    mapping: TapMap = field(default_factory=TapMap)
+    name: str = "onnx"
+    summary: str = "any module exported and run by ONNX Runtime; onnx:FILE.onnx for a file made elsewhere"
+
+    def missing(self) -> str | None:
+        """Always there: ONNX Runtime is part of the base install."""
+        return None
+
+    def prepare(
+        self,
+        case: ModuleCase,
+        *,
+        arg: str,
+        options: Options,
+        reference: Values | None,
+        workdir: Path,
+        progress: Progress,
+    ) -> OnnxModuleSession:
+        """Export or read, load, and find out which taps the graph can show."""
+        asked = parse_arg(arg)
+        if asked.masked or asked.whole:
+            raise UserError(f"onnx:{arg}: a module of your own is exported whole, and has no mask; drop the words")
+        runtime = Runtime(options.threads, asked.level, options.device or "cpu")
+        if asked.path is not None:
+            from .onnx_file import file_session
+
+            return file_session(case, asked.path, runtime, workdir, self.mapping)
+        return _exported(case, asked, options, runtime, workdir, progress)
+
+
+def _exported(
+    case: ModuleCase, asked: Asked, options: Options, runtime: Runtime, workdir: Path, progress: Progress
+) -> OnnxModuleSession:
+    dtype = _wanted_dtype(options)
+    module, said = prepared(case.module, dtype=dtype, device="cpu")
+    inputs = tensors(module, case.inputs, dtype=dtype, device="cpu")
+    seen = shown_eagerly(Flat(module, inputs, tapped=True))
+    workdir.mkdir(parents=True, exist_ok=True)
+    with progress.stage("exporting", 1) as bar:
+        builds = export(module, inputs, workdir, options)
+        bar.advance()
+    clean, tapped = Graph(runtime, builds.clean), Graph(runtime, builds.tapped)
+    names = [*builds.outputs, *builds.taps]
+    if len(tapped.outputs) != len(names) or len(clean.outputs) != len(builds.outputs):
+        raise CandidateError(f"onnx: the exporter kept {len(tapped.outputs)} of {len(names)} outputs and taps")
+    taps = zip(builds.taps, tapped.outputs[len(builds.outputs) :], strict=True)
+    lost = [name for name in seen if name not in names]
+    facts = Facts(
+        dtype=dtype or dtype_of(module),
+        layout="call",
+        substitutions=(*said, f"exported for these input shapes by the {options.exporter} exporter"),
+        unobserved=tuple(Unobserved(plain(name), "did not run while the exporter traced") for name in lost),
+        details={**runtime.facts(), "exporter": options.exporter, "pairing": "taps put into the graph by hooks"},
+    )
+    feed = arrays({name: inputs[name] for name in builds.inputs})
+    return OnnxModuleSession(
+        clean, tapped, feed, builds.outputs, tuple((plain(tap), output) for tap, output in taps), facts
+    )
+
+
+def shown_eagerly(flat: Flat) -> dict[str, Tensor]:
+    """Outputs and taps of one eager call, second calls as `name#1`."""
+    with torch.no_grad(), flat.hooks():
+        values = flat(*flat.example())
+    return dict(zip(flat.returned.names, values, strict=True))
+
+
+def plain(tap: str) -> str:
+    """`module:fc#1` -> `module:fc`: the tracer counts calls itself, in the same order."""
+    name, mark, number = tap.rpartition("#")
+    return name if mark and number.isdecimal() else tap
+
+
+def arrays(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Tensors as ONNX Runtime takes them."""
+    return {name: np.require(to_array(value), requirements="C") for name, value in inputs.items()}
+
+
+def _wanted_dtype(options: Options) -> str | None:
+    word = options.dtype
+    if word is None or word in DTYPES.values():
+        return word
+    if word not in DTYPES:
+        raise UserError(f"dtype={word!r}: ONNX Runtime computes in {', '.join(DTYPES)} on this target")
+    return DTYPES[word]
