@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import JUDGING, given, options
+from .options import JUDGING, given, options, trace_and_run
 
 if TYPE_CHECKING:
     from parity.harness.comparison import Result
@@ -65,8 +65,8 @@ def command(
 
 def _side(text: str, run: str | None, side: str) -> tuple[str, str | None]:
     """The file and the run that an argument names; a run is named once."""
-    path, colon, named = text.partition(":") if ".h5:" in text or ".hdf5:" in text else (text, "", "")
-    if colon and run:
+    path, named = trace_and_run(text)
+    if named and run:
         raise click.UsageError(f"{side}-run={run!r}: {text} names a run too; name it once")
     return path, named or run
 

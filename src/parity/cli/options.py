@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -56,6 +57,12 @@ def options(*groups: tuple[Callable[[F], F], ...]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def trace_and_run(text: str) -> tuple[str, str | None]:
+    """Split `FILE.h5[:RUN]`; a name without a known ending is a file."""
+    match = re.match(r"^(.+\.(?:h5|hdf5)):(.+)$", text, re.DOTALL)
+    return (match[1], match[2]) if match else (text, None)
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
