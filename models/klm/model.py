@@ -110,22 +110,19 @@ class KLMModel:
 
         return merge(self.config, segments, tables)
 
-    def encode(self, text: str, *, clip: int | None = None) -> tuple[int, ...]:
+    def encode(self, text: str) -> tuple[int, ...]:
         """Character codes; UserError for one outside the vocabulary.
 
-        `clip` replaces larger codes by itself: the checkpoints were trained on text clipped at 128. It is
-        meant for training text, never for prompts.
+        Nothing is clipped here. The public checkpoints were trained on text whose codes above 128 had become
+        128, so codes 129..511 are in the vocabulary but hit rows that were never trained.
         """
-        codes = [ord(character) for character in text]
-        if clip is not None:
-            codes = [min(code, clip) for code in codes]
-        for position, code in enumerate(codes):
-            if code >= self.vocab_size:
+        for position, character in enumerate(text):
+            if ord(character) >= self.vocab_size:
                 raise UserError(
-                    f"prompt: character {text[position]!r} at position {position} has code {code}; "
+                    f"prompt: character {character!r} at position {position} has code {ord(character)}; "
                     f"{self.name} knows 0..{self.vocab_size - 1}; replace it"
                 )
-        return tuple(codes)
+        return tuple(map(ord, text))
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """Text of character codes."""
