@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, did_you_mean
+from .inputs import read_inputs as read_inputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,8 @@ def load_factory(spec: str) -> Callable[..., Any]:
         raise UserError(
             f"model={spec!r}: is a {type(found).__name__}, but should be a function that returns a module"
         )
-    return found
+    factory: Callable[..., Any] = found
+    return factory
 
 
 def build_module(spec: str, *, seed: int = 0) -> nn.Module:

@@ -26,8 +26,9 @@ _NUMBERS = (bool, int, float)
 def read_inputs(source: str | Path | Mapping[str, Any], module: nn.Module | None = None) -> dict[str, Any]:
     """Flat name -> numpy array (logical dtype), Python numbers and texts as they are.
 
-    `source` is an .npz file, or a mapping of names to arrays, tensors, numbers, lists and dicts of them. With a
-    module, the names are held against its forward. UserError for what cannot be read, is empty or does not fit.
+    `source` is an .npz file, or a mapping of names to arrays, tensors, numbers, lists and dicts of them.
+    With a module, the names are held against its forward. UserError for what cannot be read, is empty or
+    does not fit.
     """
     if isinstance(source, Mapping):
         found = dict(_flat(source))
@@ -61,9 +62,11 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    """Arrays of an .npz; pickled objects are refused, and so is a header that claims more than the file has."""
+    """Arrays of an .npz; pickled objects are refused."""
     if path.suffix != ".npz":
-        raise UserError(f"inputs={str(path)!r}: should be an .npz file (numpy.savez) with one array per argument")
+        raise UserError(
+            f"inputs={str(path)!r}: should be an .npz file (numpy.savez) with one array per argument"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -81,7 +84,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Signature:
-    """What forward takes: `names` by name, `required` of them, `star` the name of *args, `open` with **kwargs."""
+    """What forward takes: `star` is the name of its *args, `open` says that it has **kwargs."""
 
     parameters: Mapping[str, inspect.Parameter]
     required: tuple[str, ...]
@@ -152,7 +155,9 @@ def with_numbers(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]
     """0-d arrays as Python numbers where forward annotates or defaults the argument as bool, int or float."""
     parameters = Signature.of(module).parameters
     return {
-        name: value.item() if _wants_number(parameters.get(name)) and getattr(value, "shape", None) == () else value
+        name: value.item()
+        if _wants_number(parameters.get(name)) and getattr(value, "shape", None) == ()
+        else value
         for name, value in inputs.items()
     }
 
@@ -188,5 +193,7 @@ def _listed(value: Any, name: str) -> Any:
         return items
     wanted = [str(index) for index in range(len(items))]
     if sorted(items, key=int) != wanted:
-        raise UserError(f"inputs: {name!r} lists {', '.join(sorted(items, key=int))}, but should be 0, 1, 2 ...")
+        raise UserError(
+            f"inputs: {name!r} lists {', '.join(sorted(items, key=int))}, but should be 0, 1, 2 ..."
+        )
     return [items[key] for key in wanted]

@@ -71,7 +71,9 @@ def prepared(
     return copied.to(device).eval(), tuple(said)
 
 
-def tensors(module: nn.Module, inputs: Mapping[str, Any], *, dtype: str | None, device: str) -> dict[str, Any]:
+def tensors(
+    module: nn.Module, inputs: Mapping[str, Any], *, dtype: str | None, device: str
+) -> dict[str, Any]:
     """Arrays as tensors; floating ones cast where a dtype is asked for, all else keeps its type.
 
     0-d arrays become Python numbers where forward wants such.
@@ -87,7 +89,9 @@ def tensors(module: nn.Module, inputs: Mapping[str, Any], *, dtype: str | None, 
 
 def dtype_of(module: nn.Module, default: str = "float32") -> str:
     """The floating type of a module's parameters and buffers, joined by + where there are several."""
-    kinds = [str(item.dtype) for item in (*module.parameters(), *module.buffers()) if item.is_floating_point()]
+    kinds = [
+        str(item.dtype) for item in (*module.parameters(), *module.buffers()) if item.is_floating_point()
+    ]
     return "+".join(dict.fromkeys(kind.removeprefix("torch.") for kind in kinds)) or default
 
 
@@ -123,7 +127,9 @@ class ModuleSession:
     def _call(self, module: nn.Module, *, hooked: bool) -> tuple[dict[str, Tensor], bool]:
         """Named outputs, and whether random numbers were drawn."""
         args, kwargs = arguments(module, self.inputs)
-        taps = tap_modules(module, exclude="") if hooked and len(list(module.modules())) > 1 else nullcontext()
+        taps = (
+            tap_modules(module, exclude="") if hooked and len(list(module.modules())) > 1 else nullcontext()
+        )
         with torch.no_grad(), seeded(self.seed) as before, taps:
             try:
                 value = module(*args, **kwargs)
@@ -132,7 +138,9 @@ class ModuleSession:
             random = not torch.equal(before, torch.get_rng_state())
         found = named_outputs(value)
         if not found.tensors:
-            raise self.error(f"module={type(module).__name__}: returned {type(value).__name__} without any tensor")
+            raise self.error(
+                f"module={type(module).__name__}: returned {type(value).__name__} without any tensor"
+            )
         return found.tensors, random
 
     def _failure(self, error: Exception) -> str:
@@ -140,7 +148,11 @@ class ModuleSession:
         own = dtype_of(self.module)
         odd = [n for n, v in self.inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
         odd = [n for n in odd if str(self.inputs[n].dtype).removeprefix("torch.") != own]
-        hint = f"; the module computes in {own}, save {', '.join(odd)} in that type or give --dtype" if odd else ""
+        hint = (
+            f"; the module computes in {own}, save {', '.join(odd)} in that type or give --dtype"
+            if odd
+            else ""
+        )
         return f"module={type(self.module).__name__}: failed on {shown}: {describe(error)}{hint}"
 
     def _tell(self, plain: Mapping[str, Tensor], tapped: Mapping[str, Tensor], *, random: bool) -> None:

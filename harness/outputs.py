@@ -21,7 +21,7 @@ class Outputs:
 
 
 def named_outputs(value: Any) -> Outputs:
-    """Open tuples, lists, dicts and dataclasses; numbers, texts and None are passed over, other things listed."""
+    """Open tuples, lists, dicts, dataclasses; numbers, texts and None are passed over, the rest listed."""
     import torch
 
     found = Outputs()

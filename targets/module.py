@@ -21,7 +21,6 @@ from parity.harness.target import Facts, Options
 
 from .module_weights import compare_weights, share_weights
 
-
 if TYPE_CHECKING:
     from parity.harness.target import Session
     from parity.harness.values import Values

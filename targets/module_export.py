@@ -30,7 +30,7 @@ from .onnx_scopes import SCOPES
 
 @dataclass
 class Returned:
-    """What the last call returned, in order. An object of its own: torch.export puts a module's lists back."""
+    """What the last call returned. An object of its own, because torch.export puts a module's lists back."""
 
     outputs: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
@@ -64,8 +64,11 @@ class Flat(nn.Module):
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Call the module by name."""
-        args, kwargs = arguments(self.module, {**self._inputs, **dict(zip(self._leaves, leaves, strict=True))})
-        with collecting() if self._tapped else nullcontext({}) as taps:
+        args, kwargs = arguments(
+            self.module, {**self._inputs, **dict(zip(self._leaves, leaves, strict=True))}
+        )
+        watched: AbstractContextManager[dict[str, Any]] = collecting() if self._tapped else nullcontext({})
+        with watched as taps:
             value = self.module(*args, **kwargs)
         outputs = _distinct(named_outputs(value).tensors, leaves)
         self.returned.outputs, self.returned.taps = tuple(outputs), tuple(taps)
@@ -90,7 +93,7 @@ def _distinct(outputs: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> dict[s
 
 @dataclass(frozen=True)
 class Builds:
-    """Both graphs on disk; `outputs` and `taps` are the tapped one's, in order (`name#1` is a second call)."""
+    """Both graphs on disk; `outputs` and `taps` are the tapped one's; `name#1` is a second call."""
 
     clean: Path
     tapped: Path
@@ -118,7 +121,7 @@ def export(module: nn.Module, inputs: Mapping[str, Any], folder: Path, options: 
 
 
 def _dynamo(flat: Flat, clean: Path, tapped: Path, opset: int | None) -> None:
-    """Translate once; the taps are cut off a copy, and each copy is optimised alone, as a clean export would be."""
+    """Translate once, cut the taps off a copy, optimise each copy alone, as a clean export would be."""
     with flat.hooks():
         program = torch.export.export(flat, flat.example(), strict=False)
     raw = torch.onnx.export(program, (), dynamo=True, optimize=False, opset_version=opset, verbose=False)
@@ -132,10 +135,13 @@ def _dynamo(flat: Flat, clean: Path, tapped: Path, opset: int | None) -> None:
 
 
 def _finish(program: Any, flat: Flat, path: Path) -> None:
-    """Optimise, give inputs and outputs our names, write. A value of another meaning steps out of a name's way."""
+    """Optimise, give inputs and outputs our names, write. Values that have such a name give way."""
     program.optimize()
     graph = program.model.graph
-    wanted = [*zip(graph.inputs, flat.leaves, strict=True), *zip(graph.outputs, flat.returned.names, strict=False)]
+    wanted = [
+        *zip(graph.inputs, flat.leaves, strict=True),
+        *zip(graph.outputs, flat.returned.names, strict=False),
+    ]
     ours = {name for _, name in wanted}
     held = [value for node in graph for value in node.outputs] + list(graph.initializers.values())
     for value in held:

@@ -46,7 +46,7 @@ class Held:
     positions: np.ndarray | None
 
     def located(self, positions: np.ndarray) -> np.ndarray | None:
-        """Positions `[B, n]` of its n rows, the newest of `positions` `[B, S]`; None if it has no token axis."""
+        """Positions `[B, n]` of its n rows, the last of `positions` `[B, S]`; None without a token axis."""
         at = token_axis(self.axes)
         if self.positions is not None or at is None or self.array.shape[at] > positions.shape[1]:
             return self.positions
@@ -107,7 +107,8 @@ class ModuleLMSession:
         with mark_step(step.index):
             for held in kept.records:
                 trace_tensor(held.tap, held.array, axes=held.axes, positions=held.located(where))
-        return logits[np.arange(len(lengths)), lengths - 1]
+        newest: np.ndarray = logits[np.arange(len(lengths)), lengths - 1]
+        return newest
 
     def _call(self, lengths: np.ndarray) -> np.ndarray:
         ids = np.zeros((len(lengths), int(lengths.max())), np.int64)
@@ -150,8 +151,8 @@ def _logits(module: nn.Module, value: Any) -> Tensor:
         found = value.logits
     if not isinstance(found, Tensor) or found.ndim != 3:
         raise CandidateError(
-            f"module={type(module).__name__}: returned {type(value).__name__}, but should return logits [B, S, V], "
-            "alone, first in a tuple, or as .logits"
+            f"module={type(module).__name__}: returned {type(value).__name__}, but should return "
+            "logits [B, S, V], alone, first in a tuple, or as .logits"
         )
     return found
 
@@ -176,18 +177,24 @@ def lm_session(case: Case, module: nn.Module, facts: Facts, device: str, mapping
 
 
 def _probe(module: nn.Module, device: str, token: int) -> tuple[dict[str, str], bool, str]:
-    """Axes of each tap, whether the module taps its logits itself, and a warning if it cannot be probed."""
+    """Axes of each tap that gives none, whether it taps its logits, and what went wrong."""
     seen: list[dict[str, tuple[int, ...]]] = []
+    own_logits = False
     for batch, length in PROBES:
         kept = Kept()
         try:
             with recording(kept):
                 call(fresh(module), torch.full((batch, length), token, dtype=torch.int64, device=device))
         except CandidateError as error:
-            return {}, False, f"axes of its taps are not known, so only logits are aligned by position: {error}"
-        seen.append({held.tap: held.array.shape for held in kept.records})
+            return (
+                {},
+                False,
+                f"axes of its taps are not known, so only logits are aligned by position: {error}",
+            )
+        seen.append({held.tap: held.array.shape for held in kept.records if not held.axes})
+        own_logits = any(held.tap == LOGITS for held in kept.records)
     axes = {tap: _letters([shapes.get(tap, ()) for shapes in seen]) for tap in seen[0]}
-    return axes, LOGITS in axes, ""
+    return axes, own_logits, ""
 
 
 def _letters(shapes: Sequence[tuple[int, ...]]) -> str:

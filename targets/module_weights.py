@@ -42,7 +42,7 @@ def same(candidate: Tensor, reference: Tensor) -> bool:
 
 
 def share_weights(module: nn.Module, state: Mapping[str, Tensor], spec: str) -> tuple[str, ...]:
-    """Load the reference's state_dict strictly; what is said of it. UserError where names or shapes differ."""
+    """Load the reference's state_dict strictly, and say so. UserError where names or shapes differ."""
     own = module.state_dict()
     lacking, lone = [n for n in state if n not in own], [n for n in own if n not in state]
     shapes = [n for n in state if n in own and own[n].shape != state[n].shape]

@@ -1,4 +1,4 @@
-"""A lone .onnx that someone else made of the user's module: inputs and outputs by name, the rest by scopes."""
+"""A lone .onnx that someone made of the user's module: inputs and outputs by name, the rest by scopes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def file_session(
     leaving = {wanted: scopes.leaving(wanted.paths, wanted.call, _times(calls, wanted)) for wanted in calls}
     values = list(dict.fromkeys(name for found in leaving.values() for name in found.values))
     tapped = Graph(runtime, _with_outputs(model, values, workdir / "tapped.onnx"))
-    shown = {name: _seen(array) for name, array in zip(values, tapped.run(feed, values) if values else (), strict=True)}
+    shown = {
+        name: _seen(array)
+        for name, array in zip(values, tapped.run(feed, values) if values else (), strict=True)
+    }
     paired: list[tuple[str, str]] = []
     hidden: dict[str, str] = {}
     for wanted, found in leaving.items():
@@ -79,19 +82,19 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def observe(flat: Flat) -> tuple[list[Wanted], dict[str, Tensor]]:
-    """Every call of every submodule with the outputs it returned, in order of return, and all taps by name."""
+    """Every call of every submodule with what it returned, in order of return, and all taps by name."""
     paths = _paths(flat.module)
     counts: dict[str, int] = {}
     calls: list[Wanted] = []
     handles = []
-    for first, every in paths.items():
+    for first in paths:
 
-        def after(_: nn.Module, args: Any, value: Any, first: str = first, every: tuple[str, ...] = every) -> None:
+        def after(_: nn.Module, args: Any, value: Any, first: str = first) -> None:
             outputs = tuple(
                 Output(f"module:{first}{suffix}", tuple(item.shape), str(item.dtype).removeprefix("torch."))
                 for suffix, item in _tensors(value)
             )
-            calls.append(Wanted(every, counts.get(first, 0), outputs))
+            calls.append(Wanted(paths[first], counts.get(first, 0), outputs))
             counts[first] = counts.get(first, 0) + 1
 
         handles.append(flat.module.get_submodule(first).register_forward_hook(after))
@@ -159,7 +162,9 @@ def _with_outputs(model: onnx.ModelProto, values: Sequence[str], path: Path) -> 
     have = {item.name for item in tapped.graph.output}
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in have)
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(tapped, str(path), save_as_external_data=tapped.ByteSize() > LARGEST, location=f"{path.name}.data")
+    onnx.save(
+        tapped, str(path), save_as_external_data=tapped.ByteSize() > LARGEST, location=f"{path.name}.data"
+    )
     return path
 
 

@@ -33,7 +33,7 @@ DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16"}
 
 
 class Graph:
-    """A loaded graph whose outputs are asked for by place: an exporter may have folded one and named it itself."""
+    """A loaded graph, its outputs taken by place: one that was folded may have kept the exporter's name."""
 
     def __init__(self, runtime: Runtime, path: Path) -> None:
         self._session = runtime.session(path, "onnx")
@@ -45,15 +45,17 @@ class Graph:
         try:
             return list(self._session.run(wanted, {name: feed[name] for name in self.inputs}))
         except Exception as error:  # its exceptions share no base class
-            raise CandidateError(f"onnx: ONNX Runtime failed: {' '.join(str(error).split())[:400]}") from error
+            raise CandidateError(
+                f"onnx: ONNX Runtime failed: {' '.join(str(error).split())[:400]}"
+            ) from error
 
 
 @dataclass
 class OnnxModuleSession:
     """One call of the clean graph for the outputs, one of the tapped graph for what lies between.
 
-    `outputs` are tap names of the clean graph's outputs by place. `taps` are (tap, graph output) of the tapped
-    one in execution order; a tap that comes twice was called twice.
+    `outputs` are tap names of the clean graph's outputs by place. `taps` are (tap, graph output) of the
+    tapped one in execution order; a tap that comes twice was called twice.
     """
 
     clean: Graph
@@ -68,7 +70,9 @@ class OnnxModuleSession:
     ) -> np.ndarray | None:
         """Run both graphs; there are no tokens to be read and none to be returned."""
         official = dict(zip(self.outputs, self.clean.run(self.feed), strict=True))
-        again = self.tapped.run(self.feed, [*self.tapped.outputs[: len(self.outputs)], *(out for _, out in self.taps)])
+        again = self.tapped.run(
+            self.feed, [*self.tapped.outputs[: len(self.outputs)], *(out for _, out in self.taps)]
+        )
         with mark_step(step.index):
             for (tap, _), array in zip(self.taps, again[len(self.outputs) :], strict=True):
                 trace_tensor(tap, array)
@@ -111,7 +115,9 @@ class OnnxModuleTarget:
         """Export or read, load, and find out which taps the graph can show."""
         asked = parse_arg(arg)
         if asked.masked or asked.whole:
-            raise UserError(f"onnx:{arg}: a module of your own is exported whole, and has no mask; drop the words")
+            raise UserError(
+                f"onnx:{arg}: a module of your own is exported whole, and has no mask; drop the words"
+            )
         runtime = Runtime(options.threads, asked.level, options.device or "cpu")
         if asked.path is not None:
             from .onnx_file import file_session
@@ -134,7 +140,9 @@ def _exported(
     clean, tapped = Graph(runtime, builds.clean), Graph(runtime, builds.tapped)
     names = [*builds.outputs, *builds.taps]
     if len(tapped.outputs) != len(names) or len(clean.outputs) != len(builds.outputs):
-        raise CandidateError(f"onnx: the exporter kept {len(tapped.outputs)} of {len(names)} outputs and taps")
+        raise CandidateError(
+            f"onnx: the exporter kept {len(tapped.outputs)} of {len(names)} outputs and taps"
+        )
     taps = zip(builds.taps, tapped.outputs[len(builds.outputs) :], strict=True)
     lost = [name for name in seen if name not in names]
     facts = Facts(
@@ -142,7 +150,11 @@ def _exported(
         layout="call",
         substitutions=(*said, f"exported for these input shapes by the {options.exporter} exporter"),
         unobserved=tuple(Unobserved(plain(name), "did not run while the exporter traced") for name in lost),
-        details={**runtime.facts(), "exporter": options.exporter, "pairing": "taps put into the graph by hooks"},
+        details={
+            **runtime.facts(),
+            "exporter": options.exporter,
+            "pairing": "taps put into the graph by hooks",
+        },
     )
     feed = arrays({name: inputs[name] for name in builds.inputs})
     return OnnxModuleSession(

@@ -19,7 +19,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 @dataclass(frozen=True)
 class Wanted:
-    """One call of a module in the reference: its paths (a shared module has several), its outputs in order."""
+    """One call of a module in the reference: its paths (several if it is shared), its outputs in order."""
 
     paths: tuple[str, ...]
     call: int
@@ -94,7 +94,9 @@ class Scopes:
 
 def pair(outputs: Sequence[Output], found: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, str]:
     """Tap -> value, for outputs that one value alone fits by shape and dtype, and that value them alone."""
-    fits = {out.tap: [name for name, seen in found.items() if seen == (out.shape, out.dtype)] for out in outputs}
+    fits = {
+        out.tap: [name for name, seen in found.items() if seen == (out.shape, out.dtype)] for out in outputs
+    }
     claims = [name for names in fits.values() for name in names]
     return {tap: names[0] for tap, names in fits.items() if len(names) == 1 and claims.count(names[0]) == 1}
 
