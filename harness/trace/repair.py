@@ -51,26 +51,36 @@ def _lock(path: str) -> FileLock:
         ) from error
 
 
-def mend(path: str) -> bool:
+def mend(path: str, *, grow: bool = True) -> bool:
     """Clear the superblock's flags and set its end of file behind everything that is in use.
 
-    The caller holds the lock. Returns whether there was anything to mend.
+    The caller holds the lock. Space that was given to a chunk but never written is part of the file
+    afterwards, or the next writer would use it twice; with `grow` false (no room left) the file ends where
+    its bytes end, which is enough for readers. Returns whether there was anything to mend.
     """
     overlay, layout = read_layout(path)
     with overlay:
         size = os.fstat(overlay.fd).st_size
         head = os.pread(overlay.fd, superblock.SIZE, 0)
-    used = [
-        address + stored for stream in layout.streams.values() for address, stored in stream.chunks.values()
-    ]
-    end = max(size, superblock.end_of_file(head), *used, 0)
+    used = [at + stored for stream in layout.streams.values() for at, stored in stream.chunks.values()]
+    end = max(size, superblock.end_of_file(head), *used, 0) if grow else size
     if head == superblock.closed(head, size) and end == size:
         return False
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        os.ftruncate(fd, end)
-        os.pwrite(fd, superblock.closed(head, end), 0)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _rewrite(path, head, end)
     return True
+
+
+def _rewrite(path: str, head: bytes, end: int) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            os.ftruncate(fd, end)
+            os.pwrite(fd, superblock.closed(head, end), 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UserError(
+            f"path={path}: cannot be mended ({error.strerror}); its records can be read, to go on recording "
+            "free some space or choose another place"
+        ) from error

@@ -102,6 +102,11 @@ class TraceWriter:
         self._drain = Drain(self._file, self.path, ends, before.layout.level, self._pool)
         self._drain.start(self._rows, self._idle)
 
+    @property
+    def num_records(self) -> int:
+        """Records that are flushed and safe, of all runs."""
+        return self._drain.kept
+
     def run(self, name: str, *, target: str = "", provenance: Mapping[str, Any] | None = None) -> RunWriter:
         """Begin a run; a name that exists already makes a new generation, which `notice` says."""
         if not name or "#" in name:
@@ -153,7 +158,7 @@ class TraceWriter:
         os.close(self._fd)
         try:
             if self._drain.failure is not None:
-                mend(self.path)
+                mend(self.path, grow=False)
                 raise self._drain.failure
             views.publish(self.path)
         finally:
