@@ -64,10 +64,11 @@ def build_module(spec: str, *, seed: int = 0) -> nn.Module:
     """
     import torch
 
-    factory = load_factory(spec)
-    if isinstance(factory, torch.nn.Module):
-        return factory
     with working_folder_first(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        factory = load_factory(spec)
+        if isinstance(factory, torch.nn.Module):
+            return factory
         torch.manual_seed(seed)
         try:
             module = factory()
