@@ -1,0 +1,47 @@
+# `make demo` and `make test` set everything up by themselves; nothing is installed outside .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast guards bench clean
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(STAMP)  ## .venv with everything in it; again only when a version changed
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "parity needs Python 3.11 or newer; PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name another one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch setuptools
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[test,dev]"
+	@touch $@
+
+demo: setup  ## hold three ports of a trained keyboard model against the reference, with a report
+	$(BIN)/parity run --ref torch --cand segmented --cand onnx --cand prefilled \
+	  --out out/demo-$$(date +%Y%m%d-%H%M%S)
+
+guards: setup  ## style, types and the walls between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: guards  ## every test
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-fast: setup  ## the tests that take seconds
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+bench: setup  ## ratios of speed, printed
+	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:  ## what was made: .venv, results, caches of tools
+	rm -rf $(VENV) out build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
