@@ -28,14 +28,21 @@ class MemoryRecord:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions."""
         return tuple(self.array.shape)
 
     @property
     def size(self) -> int:
+        """Number of values."""
         return int(self.array.size)
 
     def read(self) -> np.ndarray[Any, Any]:
+        """The values."""
         return self.array
+
+    def read_flat(self, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Elements start..stop in row-major order."""
+        return self.array.reshape(-1)[start:stop]
 
 
 @dataclass

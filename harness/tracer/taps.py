@@ -28,7 +28,7 @@ class executing:  # noqa: N801
         self.name = name
 
     def __enter__(self) -> executing:
-        self._stack = _scope_stack()
+        self._stack = _traced_stack() if in_dynamo() else local.traced or local.scopes
         if self._stack is not None:
             self._stack.append(self.name)
         return self
@@ -48,15 +48,13 @@ class executing:  # noqa: N801
         return inside
 
 
-def _scope_stack() -> list[str] | None:
-    """Where a scope that opens now is noted; None where nothing will ask for it.
+def _traced_stack() -> list[str] | None:
+    """Where a scope that dynamo is tracing is noted; None where nothing will ask for it.
 
     Traced code notes nothing without need: torch.export warns of every side effect.
     """
-    if in_dynamo():
-        wanted = local.live and (local.collected is not None or not exporting())
-        return local.traced if wanted else None
-    return local.traced or local.scopes
+    wanted = local.live and (local.collected is not None or not exporting())
+    return local.traced if wanted else None
 
 
 def trace_tensor(name: str, x: Any, *, axes: str = "", positions: Any = None) -> None:
