@@ -29,12 +29,16 @@ if TYPE_CHECKING:
     from .harness.tracer import step as step
     from .harness.tracer import tap_modules as tap_modules
     from .harness.tracer import trace_tensor as trace_tensor
+    from .stages import export as export
+    from .stages import prefill as prefill
     from .stages import record as record
 
 _NAMES = {
     "run": ".driver",
     "compare_traces": ".driver",
     "record": ".stages",
+    "prefill": ".stages",
+    "export": ".stages",
     "Comparison": ".harness.comparison",
     "Result": ".harness.comparison",
     "ParityError": ".harness.errors",
@@ -51,7 +55,7 @@ _NAMES = {
     "tap_modules": ".harness.tracer",
 }
 
-__all__ = [*_NAMES]  # noqa: PLE0604
+__all__ = [*_NAMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from parity.harness.values import Values
 from .cases import build_case, build_module_case
 from .recorder import Job, stored
 from .recorder import record as record_job
-from .request import Request
+from .request import DEFAULT_MODEL, Request
 
 if TYPE_CHECKING:
     from parity.harness.case import Case, ModuleCase
@@ -86,6 +86,28 @@ def prefill(out: str | Path, *, progress: Progress | None = None, **options: Any
         raise UserError(
             f"out={str(out)!r}: cannot be written ({error.strerror}); name another folder"
         ) from error
+
+
+def export(
+    out: str | Path,
+    *,
+    model: str = DEFAULT_MODEL,
+    weights: str | None = None,
+    progress: Progress | None = None,
+    **build: Any,
+) -> list[Path]:
+    """Write a model's segments as ONNX files under the originals' names into the folder `out`.
+
+    `build` says which build: segments, batch, window, masked, exporter, opset. Raises UserError for weights
+    that are not the model's.
+    """
+    from parity.models import find_model
+    from parity.reference.checkpoints import load_weights
+    from parity.targets.onnx.layout import export_originals
+
+    found, progress = find_model(model), progress or Silent()
+    state, *_ = load_weights(weights, found, progress=progress)
+    return export_originals(found, state, out, progress=progress, **build)
 
 
 def write_reports(

@@ -94,9 +94,16 @@ def _run(args: list[str]) -> int:
     except Exception:
         if os.environ.get("PARITY_DEBUG"):
             raise
-        import traceback
+        return _internal_error()
 
-        last = traceback.format_exc(limit=-1).strip().splitlines()
-        click.echo("parity: internal error: " + " ".join(line.strip() for line in last[-3:]), err=True)
-        click.echo("parity: this is a defect of parity; PARITY_DEBUG=1 shows the whole traceback", err=True)
-        return 70
+
+def _internal_error() -> int:
+    """One paragraph for what nobody should ever see."""
+    import traceback
+
+    kind, error, trail = sys.exc_info()
+    last = traceback.extract_tb(trail)[-1]
+    place = f"{os.path.basename(last.filename)}:{last.lineno}"
+    click.echo(f"parity: internal error: {kind.__name__ if kind else ''}: {error} ({place})", err=True)
+    click.echo("parity: this is a defect of parity; PARITY_DEBUG=1 shows the whole traceback", err=True)
+    return 70
