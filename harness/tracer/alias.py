@@ -22,7 +22,7 @@ MAX_WAITING = 64
 MAX_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """One record on its way to the sink."""
 

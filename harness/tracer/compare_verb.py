@@ -16,10 +16,9 @@ from .view import facing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..compare import Rules
+    from ..rows import Rules
 
 REFERENCE_NAMES = ("torch", "ref")
-_VERDICTS = {0: "parity", 1: "divergence", 3: "inconclusive", 4: "failed"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class TraceComparison:
     @property
     def verdict(self) -> str:
         """`parity`, `divergence` or `inconclusive`: the gravest of the runs."""
-        return _VERDICTS[self.exit_code]
+        found = [c.verdict for c in self.comparisons if c.exit_code == self.exit_code]
+        return found[0] if found else "inconclusive"
 
     def rows(self) -> list[Row]:
         """The records of every run, in the order of `comparisons`."""
@@ -153,7 +153,7 @@ def _span(seconds: float) -> str:
 
 
 def _rules(eps: float) -> Rules:
-    from ..compare import Rules
+    from ..rows import Rules
     from ..tolerance import Override, Tolerance
 
     everywhere = Override("*", eps, eps, "asked for by compare(eps)")
@@ -162,12 +162,17 @@ def _rules(eps: float) -> Rules:
 
 def _compare(reference: Any, candidate: Any, path: Path, rules: Rules, *, ignore_shape: bool) -> Comparison:
     from ..compare import compare_runs
+    from ..refuse import refuse_unlike
 
     reference, candidate = facing(reference, candidate)
     trusted, held = (
         Side(run.name, run.name, run.target, str(path), run.provenance) for run in (reference, candidate)
     )
-    comparison = compare_runs(reference, candidate, rules=rules, sides=(trusted, held), force=True)
+    try:
+        refuse_unlike(reference, candidate, force=False)
+    except UserError as error:
+        return Comparison(held.label, trusted, held, tolerance=rules.tolerance.name, inconclusive=str(error))
+    comparison = compare_runs(reference, candidate, rules=rules, sides=(trusted, held))
     if not ignore_shape or not comparison.counts.get("shape"):
         return comparison
     rows = tuple(_row_major(row, reference, candidate, rules) for row in comparison.records)
@@ -180,12 +185,13 @@ def _row_major(row: Row, reference: Any, candidate: Any, rules: Rules) -> Row:
     expected, actual = (_find(run, row) for run in (reference, candidate))
     if row.status != "shape" or expected is None or actual is None or expected.size != actual.size:
         return row
+    from ..judge import judge_bound
     from ..metrics import measure
 
     bound = rules.tolerance.bound(row.tap, expected.dtype, actual.dtype)
     flat = (actual.read().reshape(-1), expected.read().reshape(-1))
     metrics = measure(*flat, atol=bound.atol, rtol=bound.rtol)
-    judgement, _ = rules.judge(row.tap, metrics, expected.dtype, actual.dtype)
+    judgement = judge_bound(metrics, bound)
     words = "agree" if judgement.passed else f"differ: {judgement.reason}"
     ratio = judgement.ratio if judgement.passed else math.inf
     reason = f"{row.reason}; in row-major order the values {words}"

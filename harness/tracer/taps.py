@@ -95,6 +95,8 @@ def _collect(tap: str, x: Any) -> None:
     names would be one output."""
     collected = local.collected
     assert collected is not None
+    if not hasattr(x, "clone"):
+        raise UserError(f"x={type(x).__name__}: tap {tap!r} cannot be a graph output; trace a torch tensor")
     key, call = tap, 0
     while key in collected:
         call += 1
@@ -106,6 +108,7 @@ def _collect(tap: str, x: Any) -> None:
 def recording(sink: Sink, *, dtype: str | None = None) -> Iterator[None]:
     """Send this thread's records to `sink`; an inner recording takes over until it ends.
 
+    Threads that are started inside record nothing, unless they open a recording of their own.
     dtype: logical name of the floating type that floating records are cast to.
     """
     outer = local.recorder

@@ -53,6 +53,8 @@ def _line(row: Row, *, several: bool) -> str:
     parts = [f"{f'[{word}]':<{_MARGIN}}{row.tap}"]
     if several:
         parts.append(f"step {row.step} call {row.call}")
+    if row.dtype != row.expected_dtype:
+        parts.append(f"{row.dtype} against {row.expected_dtype}")
     return "  ".join([*parts, *_figures(row, word), *filter(None, [row.reason, row.slice])])
 
 

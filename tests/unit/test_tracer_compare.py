@@ -86,9 +86,11 @@ def test_a_reference_of_zeros_divides_by_nothing(capsys: pytest.CaptureFixture[s
     assert "nan" not in capsys.readouterr().out
 
 
-def test_other_number_formats_are_compared_by_value() -> None:
+def test_other_number_formats_are_compared_by_value_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     record("torch", q=X)
     record("port", q=X.astype(ml_dtypes.bfloat16))
+    compare()
+    assert "q  bfloat16 against float32" in capsys.readouterr().out
     assert status(compare(eps=1e-2)) == {"q": "pass"}
     assert status(compare(eps=1e-5)) == {"q": "fail"}
 
@@ -222,3 +224,13 @@ def test_the_newest_run_of_a_name_is_compared_and_the_repeat_is_said_once(
     record("torch", **{"layer0.q": X})
     assert capsys.readouterr().err.count("'port'") == 1
     assert compare().verdict == "parity"
+
+
+def test_runs_of_other_weights_are_not_compared_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    record("torch", q=X)
+    record("port", q=X)
+    store.memory["torch"].provenance["weights"] = "aaaa"
+    store.memory["port"].provenance["weights"] = "bbbb"
+    result = compare()
+    assert (result.verdict, result.exit_code) == ("inconclusive", 3)
+    assert "weights: aaaa against bbbb" in capsys.readouterr().out

@@ -273,6 +273,11 @@ def test_collected_taps_show_neither_later_edits_nor_one_tensor_twice(run: Memor
     assert len(run.records()) == 3
 
 
+def test_what_is_no_torch_tensor_cannot_become_a_graph_output() -> None:
+    with collecting(), pytest.raises(UserError, match="cannot be a graph output"):
+        trace_tensor("x", np.ones(2))
+
+
 def test_an_inner_collection_leaves_the_outer_one_alone() -> None:
     with collecting() as outer:
         with collecting() as inner:
