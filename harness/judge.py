@@ -131,11 +131,11 @@ def judge_floor(
 
 
 def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]:
-    from .metrics.rowjudge import worst_row
+    from .metrics.rowjudge import compiled
     from .metrics.widen import number_format
 
     grid = number_format(dtype)
-    worst, row = worst_row(
+    worst, row = compiled("worst_row")(
         metrics.raw_rows,
         metrics.plan.row_size,
         metrics.rms_expected,
@@ -170,9 +170,9 @@ def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
 
 def floor_from(metrics: Metrics) -> Floor:
     """The relative noise that a measured pair shows: the largest over rows of error / scale of the row."""
-    from .metrics.rowjudge import levels
+    from .metrics.rowjudge import compiled
 
-    rms, peak = levels(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
+    rms, peak = compiled("levels")(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
     return Floor(float(rms), float(peak))
 
 

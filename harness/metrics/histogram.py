@@ -10,7 +10,9 @@ import numpy as np
 
 BINS = 320
 EXPONENT_LOW = -161
-"""Bin k holds magnitudes of [2^(k + EXPONENT_LOW), 2^(k + EXPONENT_LOW + 1)); the ends hold what lies beyond."""
+"""Bin k > 0 holds [2^(k + EXPONENT_LOW), 2^(k + EXPONENT_LOW + 1)); the ends hold what lies beyond."""
+LOWEST = EXPONENT_LOW + 1
+HIGHEST = EXPONENT_LOW + BINS - 1
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -41,9 +43,8 @@ class Joint:
 
     def ref_bounds(self) -> tuple[Floats, Floats]:
         """Bounds of |expected| in each cell: at least, below."""
-        low = np.where(self.ref_log2 <= EXPONENT_LOW, 0.0, np.ldexp(1.0, self.ref_log2))
-        top = EXPONENT_LOW + BINS - 1
-        return low, np.where(self.ref_log2 >= top, np.inf, np.ldexp(1.0, self.ref_log2 + 1))
+        low = np.where(self.ref_log2 <= LOWEST, 0.0, np.ldexp(1.0, self.ref_log2))
+        return low, np.where(self.ref_log2 >= HIGHEST, np.inf, np.ldexp(1.0, self.ref_log2 + 1))
 
     def mismatches(self, atol: float, rtol: float) -> tuple[int, int]:
         """Least and most places that can fail |a - e| <= atol + rtol * |e|, for any atol and rtol."""
@@ -52,7 +53,7 @@ class Joint:
             most = self.err_max > atol + rtol * low
             ceiling = atol + (rtol * high if rtol else 0.0)
             least = np.where(self.err_max > ceiling, 1, 0)
-            floor = np.where(self.err_log2 <= EXPONENT_LOW, 0.0, np.ldexp(1.0, self.err_log2))
+            floor = np.where(self.err_log2 <= LOWEST, 0.0, np.ldexp(1.0, self.err_log2))
             least = np.where(floor > ceiling, self.count, least)
         return int(least.sum()), int(self.count[most].sum())
 

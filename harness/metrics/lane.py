@@ -19,7 +19,12 @@ Sums = tuple[Array, Array, Array, Array]
 _NO_DIFFERENCE = np.empty(0, np.float64)
 _NO_ROWS = np.empty((0, k.STATS))
 _NO_COLUMNS = np.empty((k.STATS, 0))
+_NO_CELLS = np.empty((0, 3))
+_NOTHING = np.empty(0, np.float32), np.empty(0, np.float64)
 _FREE: list[Lane] = []
+
+_START = np.zeros(k.SLOTS)
+_START.view(np.int64)[k.MAX_ABS_AT : k.MAX_REL_AT + 1] = -1
 
 FILLS = tuple(-(10.0**power) for power in (4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 38))
 """Mask fills that are known by value, also as bfloat16 and float16 round them; others are known by repeating."""
@@ -28,14 +33,16 @@ FILLS = tuple(-(10.0**power) for power in (4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30,
 class Lane:
     """One accumulator with its workspace; used by one thread at a time, and kept for the next tensor."""
 
-    __slots__ = ("_counts", "_geo", "_par", "_peaks", "_touched", "_way", "columns", "rows", "sums")
+    __slots__ = ("_fold", "_geo", "_out", "_par", "_table", "_touched", "_way", "columns", "rows", "sums")
 
     def __init__(self) -> None:
         cells = k.BINS * k.BINS
-        self._counts = np.zeros(cells, np.int64)
-        self._peaks = np.zeros(cells, np.float64)
+        self._table = np.zeros(2 * cells, np.int64)
         self._touched = np.zeros(cells, np.int32)
-        self._geo = np.zeros(9, np.int64)
+        self._fold = np.zeros((k.STATS, k.BLOCK))
+        self._geo = np.zeros(10, np.int64)
+        self._par = np.array((0.0, 0.0, 0.0, 0.0, *_NAMED))
+        self._out = np.empty((1024, 3))
 
     @classmethod
     def take(cls) -> Lane:
@@ -50,48 +57,53 @@ class Lane:
     ) -> None:
         """Make ready for a tensor; `rows` is given when lanes share them."""
         self._way = way
-        self._par = np.array((*bound, way.ulp_scale, way.ulp_normal, *_NAMED))
-        self.sums = np.zeros(k.SLOTS)
-        self.sums.view(np.int64)[k.MAX_ABS_AT : k.MAX_REL_AT + 1] = -1
+        self._par[:4] = (*bound, way.ulp_scale, way.ulp_normal)
+        self.sums = _START.copy()
         if not full:
             self.rows, self.columns = _NO_ROWS, _NO_COLUMNS
-            self._geo[:] = 0, max(plan.size, 1), 1, 0, 0, 0, 0, 0, way.fills
+            self._geo[:] = 0, max(plan.size, 1), 1, 0, 0, 0, 0, 0, way.fills, 0
             return
         self.rows = np.zeros((plan.num_rows, k.STATS)) if rows is None else rows
         self.columns = np.zeros((k.STATS, plan.columns)) if plan.columns else _NO_COLUMNS
-        self._geo[:] = (
-            0, plan.line, plan.row_size, plan.columns, 1, way.ulp, way.ulp_shift, way.ulp_offset, way.fills,
-        )  # fmt: skip
+        self._geo[:] = 0, plan.line, plan.row_size, plan.columns, 1, *way.ulp, way.fills, 0
 
-    def feed(self, actual: Array, expected: Array, start: int) -> None:
+    def feed(self, actual: Array, expected: Array, start: int, out: Array = _NO_CELLS) -> None:
         """Measure one chunk: flat arrays whose first element has the flat place `start`."""
-        if not actual.size:
-            return
         way = self._way
         self._geo[k.START] = start
         exact = exact_difference(actual, expected) if way.exact else _NO_DIFFERENCE
-        (k.pass64 if way.wide else k.pass32)(
-            way.actual(actual), way.expected(expected), exact, self._geo, self._par,
-            self.sums, self.rows, self.columns, self._counts, self._peaks, self._touched,
-        )  # fmt: skip
+        self._run(way.actual(actual), way.expected(expected), exact, out)
 
-    def finish(self) -> Sums:
-        """What was summed; the lane is free for the next tensor afterwards."""
-        cells = np.empty((int(self.sums.view(np.int64)[k.CELLS]), 3))
-        if len(cells):
-            k.harvest(self.sums, self._counts, self._peaks, self._touched, cells)
-        found = self.sums, self.rows, self.columns, cells
+    def finish(self, last: tuple[Array, Array] | None = None) -> Sums:
+        """What was summed, with a tensor of one chunk if that is all; the lane is free afterwards."""
+        self._geo[k.LAST] = 1
+        if last is not None:
+            self.feed(*last, 0, self._out)
+        out, count = self._out, int(self.sums.view(np.int64)[k.CELLS])
+        if self._geo[k.LAST]:
+            out, self._geo[k.START] = np.empty((count, 3)), k.BLOCK
+            nothing = _NOTHING[self._way.wide]
+            self._run(nothing, nothing, _NO_DIFFERENCE, out)
+            count = int(self.sums.view(np.int64)[k.CELLS])
+        found = self.sums, self.rows, self.columns, out[:count].copy()
         _FREE.append(self)
         return found
+
+    def _run(self, actual: Array, expected: Array, exact: Array, out: Array) -> None:
+        k.compiled(self._way.wide)(
+            actual, expected, exact, self._geo, self._par, self.sums,
+            self.rows, self.columns, self._fold, self._table, self._touched, out,
+        )  # fmt: skip
 
 
 def _named_fills() -> tuple[float, ...]:
     import ml_dtypes
 
-    rounded = (np.array(FILLS).astype(t).astype(float) for t in (np.float32, ml_dtypes.bfloat16, np.float16))
+    known = np.array(FILLS)
     with np.errstate(over="ignore"):
-        values = {float(v) for array in (np.array(FILLS), *rounded) for v in array}
-    return tuple(sorted(v for v in values if np.isfinite(v)))
+        spelled = [known.astype(t).astype(np.float64) for t in (np.float32, ml_dtypes.bfloat16, np.float16)]
+    values = {float(value) for array in (known, *spelled) for value in array}
+    return tuple(sorted(value for value in values if np.isfinite(value)))
 
 
 _NAMED = _named_fills()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,28 +23,23 @@ LANES = 4
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`shape` with its axis names, cut into lines (innermost vectors), rows (lines or groups of them) and chunks."""
+    """`shape` with its axis names, cut into lines (innermost vectors), rows (lines or groups of them) and chunks.
+
+    A line spans the last `line_dims` axes, `row_shape` are the axes before a row. `columns` is the length of a
+    line, 0 when that is too long to be profiled.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     size: int
     line: int
+    line_dims: int
     row_size: int
     row_shape: tuple[int, ...]
     num_rows: int
     columns: int
     chunk: int
     shared_rows: bool
-
-    @property
-    def line_dims(self) -> int:
-        """How many trailing axes a line spans."""
-        return _dims_spanned(self.shape, self.line)
-
-    @property
-    def row_dims(self) -> int:
-        """How many trailing axes a row spans."""
-        return len(self.shape) - len(self.row_shape)
 
 
 @lru_cache(maxsize=4096)
@@ -59,6 +55,7 @@ def layout(shape: tuple[int, ...], axes: str) -> Layout:
         axes=names,
         size=size,
         line=line,
+        line_dims=len(shape) - inner,
         row_size=row_size,
         row_shape=shape[:outer],
         num_rows=math.prod(shape[:outer]) if size else 0,
@@ -81,16 +78,9 @@ def axis_names(shape: tuple[int, ...], axes: str) -> tuple[str, ...]:
     return names
 
 
-def _merge(shape: tuple[int, ...], start: int, wanted: object) -> int:
+def _merge(shape: tuple[int, ...], start: int, wanted: Callable[[int, int], bool]) -> int:
     """First axis of the innermost part: moves outwards from `start` while `wanted(length, rows)`."""
     first = max(start - 1, 0) if start == len(shape) else start
-    while first > 0 and wanted(math.prod(shape[first:]), math.prod(shape[:first])):  # type: ignore[operator]
+    while first > 0 and wanted(math.prod(shape[first:]), math.prod(shape[:first])):
         first -= 1
     return first
-
-
-def _dims_spanned(shape: tuple[int, ...], length: int) -> int:
-    dims = 1 if shape else 0
-    while dims < len(shape) and math.prod(shape[len(shape) - dims :]) < length:
-        dims += 1
-    return dims

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
-from .kernel import _jit
+from .kernel import _part, entry
 
 S_ERR, S_REF, S_ERR_MAX, S_REF_MAX, S_MISMATCHED, S_NONFINITE, S_EXCLUDED = range(7)
 
 
-@_jit()
+@_part()
 def _half_ulp(value, mantissa, normal, smallest):
     """Half the distance of neighbours of |value| on a grid; mantissa < 0: integers."""
     if mantissa < 0:
@@ -20,8 +23,7 @@ def _half_ulp(value, mantissa, normal, smallest):
     return 2.0 ** (np.floor(np.log2(value)) - mantissa - 1)
 
 
-@_jit("UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,int64,float64,float64)")
-def worst_row(rows, row_size, whole, share, rms, peak, mantissa, normal, smallest):
+def _worst_row(rows, row_size, whole, share, rms, peak, mantissa, normal, smallest):
     """Largest error over floor among rows, and its row: (ratio, row), (0, -1) when no row has an error.
 
     Of a row, RMS and maximum are held against max(level * scale, half an ULP of the row's largest value);
@@ -43,8 +45,7 @@ def worst_row(rows, row_size, whole, share, rms, peak, mantissa, normal, smalles
     return worst, float(at)
 
 
-@_jit("UniTuple(float64,2)(float64[:,::1],int64,float64,float64)")
-def levels(rows, row_size, whole, share):
+def _levels(rows, row_size, whole, share):
     """Largest relative RMS and largest relative maximum of errors among rows; inf against a zero reference."""
     rms, peak = 0.0, 0.0
     for r in range(rows.shape[0]):
@@ -55,3 +56,12 @@ def levels(rows, row_size, whole, share):
         rms = max(rms, np.sqrt(rows[r, S_ERR] / used) / scale)
         peak = max(peak, rows[r, S_ERR_MAX] / scale)
     return rms, peak
+
+
+@cache
+def compiled(name: str) -> Any:
+    """`worst_row` or `levels`, compiled or loaded when first asked for."""
+    if name == "worst_row":
+        signature = "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,int64,float64,float64)"
+        return entry(signature)(_worst_row)
+    return entry("UniTuple(float64,2)(float64[:,::1],int64,float64,float64)")(_levels)

@@ -16,6 +16,7 @@ Array = np.ndarray[Any, Any]
 _WIDE = frozenset("float64 int32 uint32 int64 uint64 complex128".split())
 _EXACT = frozenset("int64 uint64".split())
 _COMPLEX = {"complex64": "float32", "complex128": "float64"}
+_NO_GRID = (0, 0, 0), 0.0, 0.0
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -61,8 +62,8 @@ class Route:
     """How a pair of formats is measured.
 
     `wide`: in the float64 pass, else in the float32 pass. `exact`: differences of 64-bit integers are taken
-    before rounding. `fills`: mask fills are looked for. `ulp` is the mode of the kernel with its shift,
-    offset, smallest normal and 1 / smallest subnormal; bfloat16 distances are those of float32 >> 16.
+    before rounding. `fills`: mask fills are looked for. `ulp` is the kernel's mode with shift and offset, and
+    goes with the smallest normal and 1 / smallest subnormal; bfloat16 distances are those of float32 >> 16.
     """
 
     actual: Callable[[Array], Array]
@@ -70,9 +71,7 @@ class Route:
     wide: bool
     exact: bool
     fills: bool
-    ulp: int
-    ulp_shift: int
-    ulp_offset: int
+    ulp: tuple[int, int, int]
     ulp_normal: float
     ulp_scale: float
 
@@ -82,29 +81,33 @@ def route(actual: str, expected: str) -> Route:
     """The route of a pair of logical dtypes (complex formats arrive as their parts)."""
     wide = bool({actual, expected} & _WIDE)
     target = np.dtype("float64" if wide else "float32")
-    ulp = (0, 0, 0, 0.0, 0.0)
+    ulp = _NO_GRID
     if actual == expected and number_format(actual).kind == "float":
         ulp = _ulp_grid(actual)
     return Route(
         _widener(actual, target),
         _widener(expected, target),
         wide,
-        bool({actual, expected} & _EXACT),
+        bool({actual, expected} & _EXACT) and _whole(actual) and _whole(expected),
         actual in _FLOATS and expected in _FLOATS,
         *ulp,
     )
 
 
-def _ulp_grid(name: str) -> tuple[int, int, int, float, float]:
+def _whole(name: str) -> bool:
+    return "int" in name or name == "bool"
+
+
+def _ulp_grid(name: str) -> tuple[tuple[int, int, int], float, float]:
     """Kernel mode and constants that turn float32 bits into the place on a format's own grid."""
     if name in ("float32", "float64", "bfloat16"):
-        return 1, 16 if name == "bfloat16" else 0, 0, 0.0, 0.0
+        return (1, 0, 0), 0.0, 0.0
     own = number_format(name)
     if name.endswith("e8m0fnu"):
-        return 0, 0, 0, 0.0, 0.0
+        return _NO_GRID
     shift = 23 - own.mantissa
     at_normal = int(np.float32(own.smallest_normal).view(np.int32)) >> shift
-    return 2, shift, at_normal - (1 << own.mantissa), own.smallest_normal, 1.0 / own.smallest
+    return (2, shift, at_normal - (1 << own.mantissa)), own.smallest_normal, 1.0 / own.smallest
 
 
 def _widener(name: str, target: np.dtype[Any]) -> Callable[[Array], Array]:
@@ -117,21 +120,20 @@ def _widener(name: str, target: np.dtype[Any]) -> Callable[[Array], Array]:
 
 
 def exact_difference(actual: Array, expected: Array) -> Array:
-    """a - e of 64-bit integers, signed or not, rounded once to float64.
+    """a - e of integers of up to 64 bits, signed or not, rounded once to float64.
 
     Halves of 32 bits are subtracted exactly; their recombination is the only rounding.
     """
-    low = (actual & _mask(actual)).astype(np.int64) - (expected & _mask(expected)).astype(np.int64)
-    high = (actual >> _shift(actual)).astype(np.int64) - (expected >> _shift(expected)).astype(np.int64)
-    return high.astype(np.float64) * 2.0**32 + low.astype(np.float64)
+    (high_a, low_a), (high_e, low_e) = _halves(actual), _halves(expected)
+    difference: Array = (high_a - high_e).astype(np.float64) * 2.0**32 + (low_a - low_e).astype(np.float64)
+    return difference
 
 
-def _mask(array: Array) -> Any:
-    return array.dtype.type(0xFFFFFFFF)
-
-
-def _shift(array: Array) -> Any:
-    return array.dtype.type(32)
+def _halves(array: Array) -> tuple[Array, Array]:
+    """Upper and lower 32 bits as int64, the upper ones signed."""
+    wide = array if array.dtype.itemsize == 8 else array.astype(np.int64)
+    one = wide.dtype.type
+    return (wide >> one(32)).astype(np.int64), (wide & one(0xFFFFFFFF)).astype(np.int64)
 
 
 def parts(array: Array) -> Array:
