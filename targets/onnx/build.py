@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 from torch import nn
 
 from parity.harness.arrays import to_array
-from parity.harness.case import Segment
-from parity.harness.errors import UserError
+from parity.harness.case import Segment, Wiring
+from parity.harness.errors import UserError, did_you_mean
 
 from .export import Job, export
 from .observe import examples, observe
@@ -58,13 +59,20 @@ def build(module: nn.Module, segment: Segment, recipe: Recipe, cache: Path) -> B
     found = _stored(folder, segment.name)
     if found is not None:
         return found
-    job = Job(
-        segment, module, inputs, recipe.sizes, observed, recipe.exporter, recipe.opset, recipe.dynamic
-    )
+    job = Job(segment, module, inputs, recipe.sizes, observed, recipe.exporter, recipe.opset, recipe.dynamic)
     made = export(job)
     axes = {tap.name: tap.axes for tap in observed.taps}
     _store(folder, (made.clean, made.tapped), {"axes": axes, "notes": list(made.notes)})
     return Build(segment.name, folder / FILES[0], folder / FILES[1], axes, made.notes)
+
+
+def choose_segments(glob: str | None, wiring: Wiring) -> set[str]:
+    """Names that a glob matches, all without one; UserError if it matches none."""
+    names = [segment.name for segment in wiring.segments]
+    chosen = {name for name in names if glob is None or fnmatchcase(name, glob)}
+    if not chosen:
+        raise UserError(f"segments={glob!r}: matches no segment. {did_you_mean(str(glob), names)}")
+    return chosen
 
 
 def _stored(folder: Path, segment: str) -> Build | None:
@@ -89,7 +97,9 @@ def _store(folder: Path, graphs: tuple[bytes, bytes], facts: Mapping[str, Any]) 
         (fresh / "build.json").write_text(json.dumps({"sha256": digests, **facts}, indent=1))
         _replace(fresh, folder)
     except OSError as error:
-        raise UserError(f"workdir={folder.parent}: cannot be written ({error.strerror}); choose another") from error
+        raise UserError(
+            f"workdir={folder.parent}: cannot be written ({error.strerror}); choose another"
+        ) from error
 
 
 def _replace(fresh: Path, folder: Path) -> None:
@@ -131,7 +141,11 @@ def _digest(module: nn.Module, segment: Segment, recipe: Recipe, behaviour: str)
 def _sources(module: nn.Module) -> Iterable[Path]:
     """The files of the folders that define the module's classes (torch's left out), and of this one."""
     owners = {type(part).__module__ for part in module.modules()}
-    files = {getattr(sys.modules.get(owner), "__file__", None) for owner in owners if owner.split(".")[0] != "torch"}
+    files = {
+        getattr(sys.modules.get(owner), "__file__", None)
+        for owner in owners
+        if owner.split(".")[0] != "torch"
+    }
     folders = {Path(file).parent for file in files if file} | {Path(__file__).parent}
     return sorted(path for folder in folders for path in folder.glob("*.py"))
 

@@ -1,8 +1,9 @@
 """One torch module to ONNX in two builds: *clean* (its outputs) and *tapped* (each tap an output as well).
 
-Names come from the wiring's ports and from `trace_tensor`, never from an exporter. `dynamo` translates once,
-without optimisation; then the taps are cut off a copy and each copy is optimised alone, so that the optimiser
-works on exactly the graph that a separate clean export would give it (tested). `script` is quick and runs twice.
+Names come from the wiring's ports and from `trace_tensor`, never from an exporter. `dynamo` translates
+once, without optimisation; then the taps are cut off a copy and each copy is optimised alone, so that the
+optimiser works on exactly the graph that a separate clean export would give it (tested). `script` is quick
+and runs twice.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from parity.harness.case import Segment
 from parity.harness.errors import CandidateError, ParityError, UserError, did_you_mean
@@ -71,12 +75,14 @@ def export(job: Job) -> Exported:
         raise UserError(f"exporter={job.exporter!r}: unknown. {did_you_mean(job.exporter, EXPORTERS)}")
     size = sum(tensor.nbytes for tensor in job.module.state_dict().values())
     if size > LARGEST:
-        raise UserError(f"{job.segment.name}: {size} bytes of weights do not fit into one ONNX file; cut it smaller")
+        raise UserError(
+            f"{job.segment.name}: {size} bytes of weights do not fit into one ONNX file; cut it smaller"
+        )
     with _quiet() as caught:
         clean, tapped = _translated(job)
     for model, taps in ((clean, []), (tapped, job.taps)):
         _check(job, model, taps)
-    notes = tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, torch.jit.TracerWarning)))
+    notes = tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, TracerWarning)))
     return Exported(clean.SerializeToString(), tapped.SerializeToString(), notes)
 
 
@@ -86,15 +92,16 @@ def _translated(job: Job) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     except ParityError:
         raise
     except Exception as error:  # whatever an exporter cannot translate, in its own words
-        raise CandidateError(
-            f"{job.segment.name}: the {job.exporter} exporter failed: {type(error).__name__}: {_useful(error)}"
-        ) from error
+        told = f"{type(error).__name__}: {_useful(error)}"
+        raise CandidateError(f"{job.segment.name}: the {job.exporter} exporter failed: {told}") from error
 
 
 class Ported(nn.Module):
     """The module called by port names; returns a flat tuple, taps after the outputs."""
 
-    def __init__(self, module: nn.Module, names: Sequence[str], outputs: Sequence[str], *, tapped: bool) -> None:
+    def __init__(
+        self, module: nn.Module, names: Sequence[str], outputs: Sequence[str], *, tapped: bool
+    ) -> None:
         super().__init__()
         self.module = module
         self._names, self._outputs, self._tapped = tuple(names), tuple(outputs), tapped
@@ -184,20 +191,22 @@ def _script(job: Job) -> tuple[onnx.ModelProto, onnx.ModelProto]:
 def _traced(job: Job, taps: Sequence[str]) -> onnx.ModelProto:
     ports = job.segment.inputs
     axes = {
-        port.name: {at: str(size) for at, size in enumerate(port.shape) if size in job.dynamic} for port in ports
+        port.name: {at: str(size) for at, size in enumerate(port.shape) if size in job.dynamic}
+        for port in ports
     }
-    file = io.BytesIO()
-    torch.onnx.export(
-        _ported(job, tapped=bool(taps)),
-        job.inputs,
-        file,
-        dynamo=False,
-        input_names=[port.name for port in ports],
-        output_names=[*job.outputs, *taps],
-        opset_version=job.opset,
-        dynamic_axes={name: sizes for name, sizes in axes.items() if sizes} or None,
-    )
-    return onnx.load_model_from_string(file.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            _ported(job, tapped=bool(taps)),
+            job.inputs,
+            path,
+            dynamo=False,
+            input_names=[port.name for port in ports],
+            output_names=[*job.outputs, *taps],
+            opset_version=job.opset,
+            dynamic_axes={name: sizes for name, sizes in axes.items() if sizes} or None,
+        )
+        return onnx.load(path)
 
 
 def _check(job: Job, model: onnx.ModelProto, taps: Sequence[str]) -> None:
@@ -220,7 +229,7 @@ def _check(job: Job, model: onnx.ModelProto, taps: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[warnings.WarningMessage]]:
-    """Keep exporters' chatter off the console and their deprecations out of callers that treat them as errors."""
+    """No chatter on the console, and no deprecation for callers that treat warnings as errors."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

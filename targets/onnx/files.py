@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from parity.harness.case import Case, Port, Segment, Wiring
-from parity.harness.errors import CandidateError, UserError, did_you_mean
+from parity.harness.errors import UserError, did_you_mean
 from parity.harness.segmented import Recorded
 from parity.harness.target import Facts, Options, Session, Unobserved
 from parity.harness.values import Values
 
-from . import pins
+from .foreign import Foreign
+from .lone import lone_session
 from .pins import Pin
-from .runtime import Graph, Runtime
+from .runtime import Runtime
+from .session import CachePlan, assemble, plan_cache
+from .whole import tap_axes
 
 #: Names that a TorchScript exporter gave inputs whose own name an output had taken -> the port.
 INVENTED = {"residual.1": "residual", "q.3": "q"}
@@ -24,36 +27,13 @@ INVENTED = {"residual.1": "residual", "q.3": "q"}
 
 @dataclass(frozen=True)
 class Names:
-    """What a graph calls our values: ports -> its inputs, taps -> its outputs; `ordered` if only order says so."""
+    """What a graph calls our values: port -> input, tap -> output; `ordered` if only order says which."""
 
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     inner: Mapping[str, str]
     ignored: tuple[str, ...] = ()
     ordered: bool = False
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """One file and what it offers."""
-
-    path: Path
-    inputs: tuple[Pin, ...]
-    outputs: tuple[Pin, ...]
-    opset: int
-
-    @classmethod
-    def read(cls, path: Path) -> Foreign:
-        """UserError for what is not ONNX."""
-        model = pins.load(path)
-        return cls(path, tuple(pins.inputs(model)), tuple(pins.outputs(model)), pins.opset(model))
-
-    def graph(self, runtime: Runtime) -> Graph:
-        """Load it; a file that ONNX Runtime refuses is the user's to mend."""
-        try:
-            return Graph(runtime, self.path, self.path.name)
-        except CandidateError as error:
-            raise UserError(f"onnx={self.path}: {error}; its opset is {self.opset}") from error
 
 
 def file_session(
@@ -64,21 +44,18 @@ def file_session(
         raise UserError("segments: files are run as they are; leave --segments out")
     if path.is_dir():
         return _folder_session(case, path, runtime, reference)
-    from .whole import lone_session
-
     return lone_session(case, Foreign.read(path), runtime)
 
 
 def _folder_session(case: Case, folder: Path, runtime: Runtime, reference: Values | None) -> Session:
-    from .target import assemble
-
     files = _files(folder, case.model.wiring)
     masked = any(pin.name == "mask" for file in files.values() for pin in file.inputs)
     wiring = case.model.masked_wiring if masked else case.model.wiring
-    layout, static = _layout(case, files, wiring, masked=masked, reference=reference is not None)
-    sizes = {"B": case.scenario.batch, "T": 1} | ({"W": layout.rows} if static else {})
-    names = {s.name: match(s, files[s.name], sizes, case.model.taps) for s in wiring.segments}
-    executor = FileExecutor(wiring, files, names, runtime, case.model.taps)
+    rows, static = _layout(case, files, wiring, masked=masked, reference=reference is not None)
+    sizes = {"B": case.scenario.batch, "T": 1} | ({"W": rows.rows} if static else {})
+    names = {s.name: match(s, files[s.name], sizes) for s in wiring.segments}
+    inner = any(found.inner for found in names.values())
+    executor = FileExecutor(wiring, files, names, runtime, tap_axes(case) if inner else {})
     ordered = [name for name, found in names.items() if found.ordered]
     facts = Facts(
         dtype="float32",
@@ -90,11 +67,11 @@ def _folder_session(case: Case, folder: Path, runtime: Runtime, reference: Value
             "files": str(folder),
             "opset": sorted({file.opset for file in files.values()}),
             "masked": masked,
-            "rows": layout.rows,
+            "rows": rows.rows,
             "ignored_outputs": {name: list(n.ignored) for name, n in names.items() if n.ignored},
         },
     )
-    return assemble(case, wiring, executor, layout, facts, reference, static=static)
+    return assemble(case, wiring, executor, rows, facts, reference, static=static)
 
 
 def _files(folder: Path, wiring: Wiring) -> dict[str, Foreign]:
@@ -106,23 +83,27 @@ def _files(folder: Path, wiring: Wiring) -> dict[str, Foreign]:
     return {name: Foreign.read(path) for name, path in wanted.items()}
 
 
-def _layout(case: Case, files: Mapping[str, Foreign], wiring: Wiring, *, masked: bool, reference: bool):  # type: ignore[no-untyped-def]
-    """How the files' own number of cache rows goes with the scenario."""
-    from .target import Layout, choose_layout
-
+def _layout(
+    case: Case, files: Mapping[str, Foreign], wiring: Wiring, *, masked: bool, reference: bool
+) -> tuple[CachePlan, bool]:
+    """How the files' own number of cache rows goes with the scenario; False if they take any number."""
     own = _rows(files, wiring)
-    chosen = choose_layout(case, masked=masked, reference=reference)
+    chosen = plan_cache(case, masked=masked, reference=reference)
     needed, policy = chosen.rows, case.scenario.policy
     if own is None:
-        return Layout(needed, masked, hosted=False), False
+        return CachePlan(needed, masked, hosted=False), False
     if masked and own >= needed:
-        return Layout(own, True, hosted=False), True
+        return CachePlan(own, True, hosted=False), True
     if not masked and own == policy.window and chosen.hosted:
         return chosen, True
     if masked or own != policy.window:
         need = f"{needed} rows for --cache {policy}, these files take {own}"
         raise UserError(f"onnx: {need}; choose --cache window({own}) or export them for this scenario")
-    why = "a reference run" if not reference else f"an unpadded prompt of at least {own} tokens, and a decode step"
+    why = (
+        "a reference run"
+        if not reference
+        else f"an unpadded prompt of at least {own} tokens, and a decode step"
+    )
     raise UserError(f"onnx: the files have no mask, so all {own} rows must be real: that needs {why}")
 
 
@@ -144,7 +125,7 @@ def _means(pin: Pin, port: Port) -> bool:
     return INVENTED.get(pin.name, pin.name) in (port.name, port.value)
 
 
-def match(segment: Segment, file: Foreign, sizes: Mapping[str, int], taps: Sequence[str]) -> Names:
+def match(segment: Segment, file: Foreign, sizes: Mapping[str, int]) -> Names:
     """Tie a graph's names to ports and taps, by name; outputs by declared order where no name is known."""
     inputs = {
         port.name: _fitting(file, port, [pin for pin in file.inputs if _means(pin, port)], "input", sizes)
@@ -162,7 +143,7 @@ def match(segment: Segment, file: Foreign, sizes: Mapping[str, int], taps: Seque
         port.value: _fitting(file, port, by_name[port.value], "output", sizes) for port in segment.outputs
     }
     rest = [pin.name for pin in file.outputs if pin.name not in outputs.values()]
-    inner = {name: name for name in rest if name in taps}
+    inner = {name: name for name in rest if name in segment.taps}
     return Names(inputs, outputs, inner, tuple(name for name in rest if name not in inner), ordered)
 
 
@@ -186,7 +167,9 @@ def _fitting(file: Foreign, port: Port, found: Sequence[Pin], kind: str, sizes: 
         raise UserError(f"onnx={file.path}: needs one {kind} {port.name!r}; its {kind}s are {names}")
     shape = tuple(sizes.get(size) if isinstance(size, str) else size for size in port.shape)
     if not found[0].takes(port.dtype, shape) and not _open(found[0], port, shape):
-        raise UserError(f"onnx={file.path}: {kind} {found[0]}, should be {Pin(found[0].name, port.dtype, shape)}")
+        raise UserError(
+            f"onnx={file.path}: {kind} {found[0]}, should be {Pin(found[0].name, port.dtype, shape)}"
+        )
     return found[0].name
 
 
@@ -214,11 +197,12 @@ class FileExecutor:
         files: Mapping[str, Foreign],
         names: Mapping[str, Names],
         runtime: Runtime,
-        order: Sequence[str],
+        inner_axes: Mapping[str, str],
     ) -> None:
-        self._ports = {segment.name: segment for segment in wiring.segments}
+        outputs = {port.value: port.axes for segment in wiring.segments for port in segment.outputs}
+        self._axes = {**inner_axes, **outputs}
         self._names = names
-        self._rank = {tap: at for at, tap in enumerate(order)}
+        self._rank = {tap: at for at, tap in enumerate(self._axes)}
         self._graphs = {name: file.graph(runtime) for name, file in files.items()}
 
     def call(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Sequence[Recorded]:
@@ -227,9 +211,8 @@ class FileExecutor:
         feed = {graph_name: inputs[port] for port, graph_name in names.inputs.items()}
         wanted = {**names.outputs, **names.inner}
         arrays = self._graphs[segment].run(feed, list(wanted.values()))
-        axes = {port.value: port.axes for port in self._ports[segment].outputs}
-        shown = [Recorded(tap, array, axes.get(tap, "")) for tap, array in zip(wanted, arrays, strict=True)]
-        return sorted(shown, key=lambda item: self._rank.get(item.tap, len(self._rank)))
+        shown = [Recorded(tap, array, self._axes[tap]) for tap, array in zip(wanted, arrays, strict=True)]
+        return sorted(shown, key=lambda item: self._rank[item.tap])
 
     def close(self) -> None:
         """Free the sessions."""

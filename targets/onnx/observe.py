@@ -58,7 +58,7 @@ def observe(module: nn.Module, segment: Segment, inputs: Sequence[Tensor]) -> Ob
     produced = returned if isinstance(returned, tuple) else (returned,)
     if len(produced) != len(segment.outputs):
         raise UserError(
-            f"{segment.name}: returns {len(produced)} values, its wiring lists {len(segment.outputs)}; make them agree"
+            f"{segment.name}: returns {len(produced)} values, its wiring lists {len(segment.outputs)}"
         )
     for value in produced:
         watch.digest.update(to_array(value).tobytes())
@@ -69,7 +69,7 @@ def observe(module: nn.Module, segment: Segment, inputs: Sequence[Tensor]) -> Ob
 def examples(
     ports: Sequence[Port], sizes: Mapping[str, int], *, vocab_size: int, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """Inputs as a run would hand in, one tensor object each: an exporter takes the same object twice for one input."""
+    """Inputs as a run would hand in, each its own object: the same one twice, dynamo takes for one input."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(_example(port, sizes, vocab_size, generator) for port in ports)
 

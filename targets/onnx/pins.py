@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Pin:
             dtype == self.dtype
             and len(shape) == len(self.shape)
             and all(
-                mine == other or not isinstance(mine, int) for mine, other in zip(self.shape, shape, strict=True)
+                mine == other or not isinstance(mine, int)
+                for mine, other in zip(self.shape, shape, strict=True)
             )
         )
 
@@ -64,7 +65,7 @@ def outputs(model: onnx.ModelProto) -> list[Pin]:
     return [_pin(value) for value in model.graph.output]
 
 
-def of_port(port: Port, name: str, sizes: Mapping[str, int], dynamic: Iterable[str] = ()) -> Pin:
+def of_port(port: Port, name: str, sizes: Mapping[str, int], dynamic: Sequence[int | str] = ()) -> Pin:
     """A port of the wiring under a graph's name, with B, T, W filled in unless they stay open."""
     shape = tuple(
         size if size in dynamic else sizes[size] if isinstance(size, str) else size for size in port.shape
@@ -81,13 +82,14 @@ def check(
     """
     if [pin.name for pin in actual] != [pin.name for pin in expected]:
         raise CandidateError(
-            f"{where}: {kind}s are {_names(actual)}, should be {_names(expected)}; the exporter renamed, dropped "
-            "or added some"
+            f"{where}: {kind}s are {_names(actual)}, should be {_names(expected)}; "
+            "the exporter renamed, dropped or added some"
         )
     for have, want in zip(actual, expected, strict=True):
         fixed = tuple(size if isinstance(size, int) else None for size in want.shape)
         shape = tuple(
-            size if exact or isinstance(size, int) else mine for size, mine in zip(have.shape, fixed, strict=False)
+            size if exact or isinstance(size, int) else mine
+            for size, mine in zip(have.shape, fixed, strict=False)
         )
         if len(have.shape) != len(fixed) or not Pin(want.name, want.dtype, fixed).takes(have.dtype, shape):
             raise CandidateError(f"{where}: {kind} {have}, should be {want}")

@@ -37,7 +37,7 @@ ERRORS_ONLY = 3
 
 @dataclass(frozen=True)
 class Runtime:
-    """How sessions are made. `level` is how far ONNX Runtime may rewrite a graph; `all` is its own default."""
+    """How sessions are made. `level`: how far ONNX Runtime may rewrite a graph; `all` is its default."""
 
     threads: int | None = None
     level: str = "all"
@@ -130,7 +130,7 @@ class Observer:
 class OnnxExecutor:
     """Segments as clean and tapped sessions.
 
-    What flows on are the clean build's outputs; the tapped build, run on the same inputs, adds the inner taps.
+    The clean build's outputs flow on; the tapped build, run on the same inputs, adds the inner taps.
     `order` are tap names in execution order.
     """
 

@@ -1,28 +1,26 @@
-"""`onnx`: each segment exported and run by ONNX Runtime, the cache outside; also whole, or files of others."""
+"""`onnx`: segments exported and run by ONNX Runtime, the cache outside; also whole, or files of others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from parity.harness.case import Case, Wiring, plan
+from parity.harness.case import Case, Wiring
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.progress import Progress
-from parity.harness.segmented import Executor, Recorded, SegmentedSession
-from parity.harness.target import Facts, Options, Session, Unobserved
+from parity.harness.segmented import Recorded
+from parity.harness.target import Facts, Options, Session
 from parity.harness.values import Values
 
-from ..caches import WindowCache
-from ..torch_segments import RopeTable, TorchExecutor
-from .build import Recipe, build
-from .hosted import HostedSession
+from ..torch_segments import TorchExecutor
+from .build import Recipe, build, choose_segments
 from .runtime import OnnxExecutor, Runtime
+from .session import assemble, plan_cache
 
 WORDS = ("masked", "whole", "opt=LEVEL", "PATH")
 
@@ -38,15 +36,17 @@ class Asked:
 
 
 def parse_arg(arg: str) -> Asked:
-    """`masked`, `whole` or a path, then `opt=LEVEL`, joined by +. UserError for a word that is none of these."""
+    """`masked`, `whole` or a path, and `opt=LEVEL`, joined by +; UserError for anything else."""
     body, _, level = arg.partition("opt=")
     body = body.removesuffix("+")
     asked = Asked(level=level or "all")
     if body in ("", "masked", "whole"):
-        return replace(asked, **({body: True} if body else {}))
+        return replace(asked, masked=body == "masked", whole=body == "whole")
     if Path(body).exists() or "/" in body or body.endswith(".onnx"):
         return replace(asked, path=Path(body))
-    raise UserError(f"onnx:{arg}: {body!r} is neither a word nor a path that exists. {did_you_mean(body, WORDS)}")
+    raise UserError(
+        f"onnx:{arg}: {body!r} is neither a word nor a path that exists. {did_you_mean(body, WORDS)}"
+    )
 
 
 class OnnxTarget:
@@ -86,25 +86,6 @@ class OnnxTarget:
         return _segments(case, asked, runtime, options, reference, cache, progress)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Rows W that a segment is handed, whether a mask hides some, whether the host prefills them."""
-
-    rows: int
-    masked: bool
-    hosted: bool
-
-
-def choose_layout(case: Case, *, masked: bool, reference: bool) -> Layout:
-    """Without a mask every one of the W rows must be real: then a prompt that fills them comes from the host."""
-    scenario = case.scenario
-    rows = scenario.policy.window or scenario.prompt_length + scenario.steps
-    padded = any(len(row) != scenario.prompt_length for row in scenario.ids)
-    decodes = any(step.kind == "decode" for step in plan(scenario))
-    hosted = reference and decodes and not (masked or padded) and scenario.prompt_length >= rows
-    return Layout(rows, masked=not hosted, hosted=hosted)
-
-
 def _segments(
     case: Case,
     asked: Asked,
@@ -114,12 +95,12 @@ def _segments(
     cache: Path,
     progress: Progress,
 ) -> Session:
-    layout = choose_layout(case, masked=asked.masked, reference=reference is not None)
-    wiring = case.model.masked_wiring if layout.masked else case.model.wiring
-    modules = case.model.split(case.state, masked=layout.masked)
+    rows = plan_cache(case, masked=asked.masked, reference=reference is not None)
+    wiring = case.model.masked_wiring if rows.masked else case.model.wiring
+    modules = case.model.split(case.state, masked=rows.masked)
     chosen = choose_segments(options.segments, wiring)
     recipe = Recipe(
-        {"B": case.scenario.batch, "T": 1, "W": layout.rows},
+        {"B": case.scenario.batch, "T": 1, "W": rows.rows},
         case.model.vocab_size,
         options.exporter,
         options.opset,
@@ -139,58 +120,13 @@ def _segments(
             **runtime.facts(),
             "exporter": options.exporter,
             "opset": options.opset or "exporter's default",
-            "masked": layout.masked,
-            "rows": layout.rows,
+            "masked": rows.masked,
+            "rows": rows.rows,
             "exporter_notes": sorted({note for made in builds.values() for note in made.notes}),
             "observer_effect": own.observer.effect,
         },
     )
-    return assemble(case, wiring, executor, layout, facts, reference)
-
-
-def assemble(
-    case: Case,
-    wiring: Wiring,
-    executor: Executor,
-    layout: Layout,
-    facts: Facts,
-    reference: Values | None,
-    *,
-    static: bool = True,
-) -> Session:
-    """The session over segments, its prompt prefilled on the host where the layout says so."""
-    cache = WindowCache(case.scenario.batch, layout.rows, static=static)
-    inner = SegmentedSession(
-        wiring=wiring,
-        executor=executor,
-        cache=cache,
-        rope=RopeTable(case, torch.float32),
-        facts=facts,
-        window=case.scenario.policy.window,
-    )
-    if not layout.hosted:
-        return inner
-    assert reference is not None
-    told = f"prompt prefilled on the host: the first {layout.rows} cache rows are the reference's"
-    source = reference.run.records(wiring.caches[0].source)
-    if source and source[0].dtype != "float32":
-        told += f", cast from {source[0].dtype} to float32"
-    prefills = tuple(step.index for step in plan(case.scenario) if step.kind == "prefill")
-    facts = replace(
-        facts,
-        substitutions=(*facts.substitutions, told),
-        unobserved=(*facts.unobserved, Unobserved("*", "prefilled on the host", prefills)),
-    )
-    return HostedSession(inner, cache, reference, layout.rows, facts)
-
-
-def choose_segments(glob: str | None, wiring: Wiring) -> set[str]:
-    """Names that a glob matches, all without one; UserError if it matches none."""
-    names = [segment.name for segment in wiring.segments]
-    chosen = {name for name in names if glob is None or fnmatchcase(name, glob)}
-    if not chosen:
-        raise UserError(f"segments={glob!r}: matches no segment. {did_you_mean(str(glob), names)}")
-    return chosen
+    return assemble(case, wiring, executor, rows, facts, reference)
 
 
 def _left_out(modules: Mapping[str, nn.Module], chosen: set[str]) -> tuple[str, ...]:
