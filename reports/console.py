@@ -104,11 +104,12 @@ class _Page:
     def why(self, comparison: Comparison) -> None:
         """First divergence with its evidence, the culprits, the named causes."""
         row = words.first_row(comparison) if comparison.verdict == "divergence" else None
-        if row is not None:
-            self.entry("first", words.first_place(comparison), "bold")
-            for said in words.evidence(row):
-                self.entry("", said)
-        if comparison.first is not None and row is not None:
+        if row is None:
+            return
+        self.entry("first", words.first_place(comparison), "bold")
+        for said in words.evidence(row):
+            self.entry("", said)
+        if comparison.first is not None:
             if comparison.first.before:
                 self.entry("before", f"{comparison.first.before} was still right")
             self.entry("claim", comparison.first.claim)
@@ -121,7 +122,7 @@ class _Page:
 
     def findings(self, comparison: Comparison) -> None:
         """Errors and warnings; notes are left to the page."""
-        loud = [finding for finding in words.by_level(comparison.findings) if finding.level != "note"]
+        loud = [finding for finding in words.findings(comparison) if finding.level != "note"]
         for finding in loud[:12]:
             self.finding(finding)
         if len(loud) > 12:
@@ -188,7 +189,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     if comparison.verdict == "divergence":
         yield f"{label}: first at {words.first_place(comparison)}"
     elif comparison.verdict == "inconclusive":
-        yield f"{label}: {comparison.inconclusive or 'no record was compared'}"
+        yield f"{label}: {words.doubt(comparison)}"
     else:
         yield f"{label}: agrees with {comparison.reference.label}"
     worst = comparison.worst

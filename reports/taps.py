@@ -55,9 +55,9 @@ def tap_views(comparison: Comparison) -> list[TapView]:
     groups: dict[str, list[Row]] = {}
     for row in comparison.records:
         groups.setdefault(row.tap, []).append(row)
-    culprits = {culprit.tap for culprit in comparison.culprits}
     diverges = comparison.verdict == "divergence"
     first = first_row(comparison) if diverges else None
+    culprits = {culprit.tap for culprit in comparison.culprits if diverges}
     return [
         TapView(
             tap=tap,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from parity.harness.comparison import Comparison, Finding, Row, TokenStep
@@ -104,12 +104,23 @@ def verdict_sentence(comparison: Comparison) -> str:
     """The whole answer in one sentence."""
     label, reference = comparison.label, comparison.reference.label
     if comparison.verdict == "failed":
-        return f"{label} failed to run: {comparison.failure}"
+        return _ended(f"{label} failed to run: {comparison.failure}")
     if comparison.verdict == "inconclusive":
-        return f"Nothing is proven about {label}: {comparison.inconclusive or 'no record was compared'}"
+        return _ended(f"Nothing is proven about {label}: {doubt(comparison)}")
     if comparison.verdict == "divergence":
-        return f"{label} departs from {reference} first at {first_place(comparison)}{_how_much(comparison)}."
+        return _ended(
+            f"{label} departs from {reference} first at {first_place(comparison)}{_how_much(comparison)}"
+        )
     return f"{label} agrees with {reference} in every compared record{_closest(comparison)}."
+
+
+def doubt(comparison: Comparison) -> str:
+    """Why an inconclusive comparison is one."""
+    return comparison.unsound or comparison.inconclusive or "no record was compared"
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 def _how_much(comparison: Comparison) -> str:
@@ -210,10 +221,12 @@ def next_step(comparison: Comparison) -> str:
         return "Nothing to do."
     if comparison.causes:
         cause = comparison.causes[0]
-        return f"Look at {cause.tap} for: {cause.name}."
+        return _ended(f"Look at {cause.tap} for: {cause.name}")
     if comparison.culprits:
         born = comparison.culprits[0]
-        return f"Look inside {born.segment or born.tap} at {born.tap}, step {born.step}: {born.evidence}."
+        return _ended(
+            f"Look inside {born.segment or born.tap} at {born.tap}, step {born.step}: {born.evidence}"
+        )
     return _next_without_culprit(comparison)
 
 
@@ -266,10 +279,13 @@ def provenance_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
     return sorted(rows, key=lambda row: row[1] == row[2])
 
 
-def by_level(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors, then warnings, then notes."""
+def findings(comparison: Comparison) -> list[Finding]:
+    """Errors, then warnings, then notes; what would make a pass inconclusive qualifies a divergence too."""
     order = {"error": 0, "warning": 1}
-    return sorted(findings, key=lambda finding: order.get(finding.level, 2))
+    found = sorted(comparison.findings, key=lambda finding: order.get(finding.level, 2))
+    if comparison.verdict == "divergence" and comparison.inconclusive:
+        found.insert(0, Finding("warning", comparison.inconclusive))
+    return found
 
 
 def common_prefix(left: str, right: str) -> int:

@@ -64,7 +64,7 @@ class Sheet {
     const { candidate } = this;
     const choose = element("select", { "aria-label": "step", "data-act": "step", on: { change: () => this.open(candidate, Number(choose.value)) } },
       ...tap.rows.map((row) => element("option", { value: row, selected: row === this.row ? "" : null }, `${candidate.place(row)}: ${candidate.status(row)} ${multiple(candidate.ratio(row))}`)));
-    return element("div", {}, element("h3", {}, "Over steps"), overSteps(candidate, tap.rows, (row) => this.open(candidate, row)), choose);
+    return element("div", {}, element("h3", {}, "Over steps ", element("span", { class: "muted" }, "inherited error as a multiple of the tolerance, on a log scale")), overSteps(candidate, tap.rows, this.row, (row) => this.open(candidate, row)), choose);
   }
 
   measured() {

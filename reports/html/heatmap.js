@@ -1,9 +1,11 @@
-// Error growth: taps across in execution order, steps down; a canvas, so that 2,000 taps x 64 steps stay quick.
+// Error growth: taps, or layers, across in execution order, steps down; a canvas, so that 2,000 taps x 64 steps
+// stay quick. A layer's cell is the worst of its taps.
 const PALETTE = {
   light: { calm: ["#edf1f5", "#a3b7cb"], over: ["#f5b971", "#e8743b", "#b42318", "#5c0d08"], none: "#7a4fc0", skipped: "#9aa3ad", page: "#ffffff", ink: "#1b1f24", muted: "#5d656f" },
   dark: { calm: ["#1f252b", "#4d6278"], over: ["#a8641c", "#e8743b", "#ff5a47", "#ffc2b8"], none: "#a98bf0", skipped: "#626b75", page: "#121417", ink: "#e5e8eb", muted: "#9aa2ab" },
 };
 const BANDS = 22;
+const NARROWEST = 4;
 
 function palette() {
   const dark = !palette.printing && matchMedia("(prefers-color-scheme: dark)").matches;
@@ -28,12 +30,10 @@ class Heatmap {
   constructor(candidate, place, open) {
     Object.assign(this, { candidate, open, name: "ratio", cursor: null });
     this.steps = [...new Set(Array.from({ length: candidate.count }, (_, row) => candidate.step(row)))].sort((a, b) => a - b);
-    const line = new Map(this.steps.map((step, i) => [step, i]));
-    this.cells = candidate.taps.map(() => new Map());
-    for (let row = 0; row < candidate.count; row++) {
-      const cells = this.cells[candidate.tap(row)], at = line.get(candidate.step(row));
-      if (!cells.has(at) || graver(candidate, row, cells.get(at))) cells.set(at, row);
-    }
+    const layers = spans(candidate.taps);
+    this.choices = { tap: candidate.taps.map((_, i) => ({ from: i, to: i + 1 })), layer: layers };
+    const room = Math.max(place.clientWidth - 44, 200);
+    this.by(candidate.taps.length * NARROWEST > room && layers.length * 2 < candidate.taps.length ? "layer" : "tap", false);
     this.canvas = element("canvas", {
       tabindex: 0, role: "application", "aria-label": "Error growth: arrow keys move over taps and steps, Enter opens the detail",
       on: {
@@ -47,13 +47,35 @@ class Heatmap {
     this.gutter = element("div", { class: "gutter", "aria-hidden": "true" });
     this.readout = element("span", { class: "readout", role: "status" });
     this.pane = element("div", { class: "pane" }, this.canvas);
-    place.append(this.gutter, this.pane, element("div", { class: "foot" }, this.readout, this.key_()));
+    this.legend = element("span", { class: "key" });
+    place.append(this.gutter, this.pane, element("div", { class: "foot" }, this.readout, this.legend));
     this.draw();
+    this.reveal();
   }
 
-  key_() {
-    this.legend = element("span", { class: "key" });
-    return this.legend;
+  // One column per tap or per layer.
+  by(unit, draw = true) {
+    const { candidate } = this, line = new Map(this.steps.map((step, i) => [step, i]));
+    Object.assign(this, { unit, columns: this.choices[unit], cursor: null });
+    const home = new Array(candidate.taps.length);
+    this.columns.forEach(({ from, to }, column) => home.fill(column, from, to));
+    this.cells = this.columns.map(() => new Map());
+    for (let row = 0; row < candidate.count; row++) {
+      const cells = this.cells[home[candidate.tap(row)]], at = line.get(candidate.step(row));
+      if (!cells.has(at) || graver(candidate, row, cells.get(at))) cells.set(at, row);
+    }
+    if (draw) {
+      this.draw();
+      this.reveal();
+    }
+  }
+
+  // Scrolls to the first divergence when not all columns fit.
+  reveal() {
+    const first = this.candidate.packed.first;
+    if (first === null) return;
+    const tap = this.candidate.tap(first), column = this.columns.findIndex(({ from, to }) => from <= tap && tap < to);
+    this.pane.scrollLeft = Math.max(0, column * this.wide - this.pane.clientWidth / 3);
   }
 
   row(cell) {
@@ -90,11 +112,11 @@ class Heatmap {
   say(cell) {
     const { candidate } = this, row = this.row(cell);
     if (!cell) this.readout.textContent = "";
-    else if (row === undefined) this.readout.textContent = `${candidate.taps[cell[0]].name}, step ${this.steps[cell[1]]}: no record`;
+    else if (row === undefined) this.readout.textContent = `${candidate.taps[this.columns[cell[0]].from].name}, step ${this.steps[cell[1]]}: no record`;
     else {
       const local = candidate.local(row) === null ? "" : `, local ${number(candidate.local(row))} (${multiple(candidate.localRatio(row))})`;
       const inherited = candidate.error(row) === null ? "" : `: inherited ${number(candidate.error(row))} (${multiple(candidate.ratio(row))})`;
-      this.readout.textContent = `${candidate.taps[cell[0]].name}, ${candidate.place(row)}, ${candidate.status(row)}${inherited}${local}`;
+      this.readout.textContent = `${candidate.taps[candidate.tap(row)].name}, ${candidate.place(row)}, ${candidate.status(row)}${inherited}${local}`;
     }
   }
 
@@ -105,8 +127,8 @@ class Heatmap {
 
   size() {
     const room = Math.max(this.pane.clientWidth, 200);
-    this.wide = Math.min(Math.max(room / this.cells.length, 3), 30);
-    this.tall = this.steps.length <= 24 ? 18 : this.steps.length <= 80 ? 8 : 4;
+    this.wide = Math.min(Math.max(room / this.cells.length, NARROWEST), 30);
+    this.tall = this.steps.length <= 3 ? 28 : this.steps.length <= 24 ? 18 : this.steps.length <= 80 ? 8 : 4;
     const width = Math.ceil(this.wide * this.cells.length), height = BANDS + this.tall * this.steps.length;
     const scale = Math.min(devicePixelRatio || 1, 16000 / width);
     this.canvas.width = width * scale;
@@ -147,14 +169,15 @@ class Heatmap {
   bands(pen, colours) {
     pen.font = "11px " + getComputedStyle(document.body).fontFamily;
     pen.textBaseline = "middle";
-    const taps = this.candidate.taps;
-    for (let from = 0, to; from < taps.length; from = to) {
-      for (to = from + 1; to < taps.length && group(taps[to].name) === group(taps[from].name); to++);
-      const x = from * this.wide, room = (to - from) * this.wide - 6;
-      pen.fillStyle = colours.muted;
-      if (to < taps.length) pen.fillRect(to * this.wide - (this.wide >= 6 ? 1 : 0.5), 4, 1, BANDS - 6);
-      const label = fitted(pen, group(taps[from].name), room);
-      if (label) pen.fillText(label, x + 2, BANDS / 2 - 1);
+    pen.fillStyle = colours.muted;
+    let free = 0;
+    for (const { name, from, to } of this.choices.layer) {
+      const start = this.columns.findIndex((column) => column.from >= from) * this.wide;
+      const room = this.unit === "tap" ? (to - from) * this.wide - 6 : Infinity;
+      const label = start < free ? "" : fitted(pen, name, room);
+      if (this.unit === "tap" || label) pen.fillRect(start, 4, 1, BANDS - 6);
+      if (label) pen.fillText(label, start + 4, BANDS / 2 - 1);
+      if (label) free = start + pen.measureText(label).width + 10;
     }
   }
 
@@ -174,6 +197,17 @@ class Heatmap {
     const hot = element("span", { class: "ramp" }, ...[1.5, 10, 100, 1000].map((ratio) => swatch(colourOf(colours, ratio))));
     this.legend.replaceChildren("0.001×", ramp, "1×", hot, "1000×", swatch(colours.none), "not measured, fails", dash(colours.skipped), this.name === "ratio" ? "skipped" : "no local error");
   }
+}
+
+// Neighbouring taps of one outermost scope.
+function spans(taps) {
+  const found = [];
+  taps.forEach((tap, i) => {
+    const name = group(tap.name), last = found[found.length - 1];
+    if (last && last.name === name) last.to = i + 1;
+    else found.push({ name, from: i, to: i + 1 });
+  });
+  return found;
 }
 
 function clamp(value, count) {

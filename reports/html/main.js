@@ -4,6 +4,7 @@ const sections = [...document.querySelectorAll("section.candidate")];
 const tabs = [...document.querySelectorAll(".tabs button")];
 const sheet = new Sheet(document.querySelector("dialog.sheet"));
 const drawn = new Map();
+let printing = [];
 
 function fill(index) {
   if (drawn.has(index)) return;
@@ -12,18 +13,22 @@ function fill(index) {
   if (candidate.count) {
     parts.heat = new Heatmap(candidate, section.querySelector(".heat"), open);
     new TapTable(candidate, section.querySelector(".taps"), open);
-    for (const button of section.querySelectorAll("[data-measure]")) {
-      button.addEventListener("click", () => {
-        for (const other of section.querySelectorAll("[data-measure]")) other.setAttribute("aria-pressed", String(other === button));
-        parts.heat.show(button.dataset.measure);
-      });
-    }
+    choice(section, "measure", parts.heat.name, (name) => parts.heat.show(name));
+    choice(section, "unit", parts.heat.unit, (unit) => parts.heat.by(unit));
   }
   const first = section.querySelector(".to-first");
   if (first) first.addEventListener("click", (event) => { event.preventDefault(); if (candidate.packed.first !== null) open(candidate.packed.first); });
   const place = section.querySelector(".clock");
   if (place) place.append(clock(candidate), clockKey(candidate));
   drawn.set(index, parts);
+}
+
+// Buttons of which one is pressed.
+function choice(section, name, now, act) {
+  const buttons = [...section.querySelectorAll(`[data-${name}]`)];
+  const press = (value) => { for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset[name] === value)); };
+  for (const button of buttons) button.addEventListener("click", () => { press(button.dataset[name]); act(button.dataset[name]); });
+  press(now);
 }
 
 function clockKey(candidate) {
@@ -61,8 +66,17 @@ tabs.forEach((tab, i) => tab.addEventListener("click", () => { history.replaceSt
 addEventListener("hashchange", follow);
 addEventListener("resize", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-addEventListener("beforeprint", () => { palette.printing = true; candidates.forEach((_, i) => fill(i)); redraw(); });
-addEventListener("afterprint", () => { palette.printing = false; redraw(); });
+addEventListener("beforeprint", () => {
+  printing = sections.map((section) => section.hidden);
+  palette.printing = true;
+  sections.forEach((section, i) => { section.hidden = false; fill(i); });
+  redraw();
+});
+addEventListener("afterprint", () => {
+  palette.printing = false;
+  sections.forEach((section, i) => { section.hidden = printing[i]; });
+  redraw();
+});
 addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.target.matches("input, select") || sheet.dialog.open) return;
   const search = sections.find((section) => !section.hidden)?.querySelector(".taps input");

@@ -38,8 +38,9 @@ def pack(comparison: Comparison) -> dict[str, Any]:
     for name in ("error", "ratio", "local", "local_ratio", "floor"):
         columns[name] = _numbers([getattr(row, name) for row in rows])
     columns["call"] = columns["call"] if any(columns["call"]) else []
-    culprits = {culprit.tap for culprit in comparison.culprits}
-    first = first_row(comparison) if comparison.verdict == "divergence" else None
+    diverges = comparison.verdict == "divergence"
+    culprits = {culprit.tap for culprit in comparison.culprits if diverges}
+    first = first_row(comparison) if diverges else None
     return {
         "label": visible(comparison.label),
         "reference": visible(comparison.reference.label),

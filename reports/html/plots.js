@@ -15,12 +15,13 @@ function bars(values, options) {
   });
   const every = Math.max(1, Math.ceil(values.length / (options.marks || 12)));
   values.forEach((bar, i) => {
-    if (i % every) return;
-    plot.append(shape("text", { x: left + (i + 0.5) * step, y: height - 4, "text-anchor": "middle" }, bar.mark));
+    if (i % every && !bar.here) return;
+    plot.append(shape("text", { x: left + (i + 0.5) * step, y: height - 4, "text-anchor": "middle", class: bar.here ? "here" : null }, bar.mark));
   });
-  if (options.limit) {
-    const x = left + options.limit * step;
-    plot.append(shape("line", { class: "limit", x1: x, x2: x, y1: 0, y2: height - bottom }));
+  if (options.limit && options.limit.value < high) {
+    const y = height - bottom - (options.limit.value / high) * (height - bottom - top);
+    plot.append(shape("line", { class: "limit", x1: left, x2: width, y1: y, y2: y }));
+    plot.append(shape("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, options.limit.mark));
   }
   return plot;
 }
@@ -50,34 +51,44 @@ function profile(found) {
   return bars(values, { label: `Error by ${found.name}`, top: number, height: 80 });
 }
 
-// Multiples of the tolerance over the steps of a tap; a bar opens its step.
-function overSteps(candidate, rows, open) {
+// Multiples of the tolerance over the steps of a tap, from a thousandth up; a bar opens its step.
+function overSteps(candidate, rows, current, open) {
   const values = rows.map((row) => ({
     value: Math.max(0, Math.log10(Math.max(finite(candidate.ratio(row)), 1e-3)) + 3),
     bad: candidate.failing(row),
+    here: row === current,
     mark: String(candidate.step(row)),
     title: `${candidate.place(row)}: ${candidate.status(row)} ${multiple(candidate.ratio(row))}`,
     act: () => open(row),
   }));
-  return bars(values, { label: "Multiple of the tolerance over steps, on a log scale", top: (high) => multiple(10 ** (high - 3)), height: 70 });
+  return bars(values, {
+    label: "Multiple of the tolerance over steps, on a log scale",
+    top: (high) => multiple(10 ** (high - 3)),
+    limit: { value: 3, mark: "1×" },
+    height: 80,
+  });
 }
 
 function finite(value) {
   return typeof value === "number" ? value : value === null ? 0 : 1e6;
 }
 
+// Seconds per step of both sides on a log scale: a prefill takes many times what a token takes.
 function clock(candidate) {
   const sides = candidate.packed.seconds;
   const steps = Math.max(sides[0].length, sides[1].length);
-  const high = Math.max(...sides[0], ...sides[1], 0) || 1;
-  const width = 600, height = 120, left = 52, bottom = 18;
+  const times = sides.flat().filter((time) => time > 0);
+  const low = Math.min(...times), high = Math.max(...times, low * 1.01);
+  const width = 600, height = 120, left = 58, bottom = 18, top = 10;
   const x = (i) => left + ((i + 0.5) * (width - left)) / steps;
-  const y = (value) => height - bottom - (value / high) * (height - bottom - 8);
-  const plot = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Seconds per step of both sides" });
+  const y = (time) => height - bottom - 4 - (Math.log(Math.max(time, low) / low) / Math.log(high / low)) * (height - bottom - top - 4);
+  const plot = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Seconds per step of both sides, on a log scale" });
+  if (!times.length) return plot;
   plot.append(shape("line", { class: "axis", x1: left, x2: width, y1: height - bottom, y2: height - bottom }));
-  plot.append(shape("text", { x: left - 6, y: 16, "text-anchor": "end" }, seconds(high)));
-  sides.forEach((times, side) => {
-    if (times.length) plot.append(shape("polyline", { class: "line" + side, points: times.map((time, i) => `${x(i)},${y(time)}`).join(" ") }));
+  for (const time of [high, low]) plot.append(shape("text", { x: left - 8, y: y(time) + 4, "text-anchor": "end" }, seconds(time)));
+  sides.forEach((spent, side) => {
+    const points = spent.map((time, i) => `${x(i)},${y(time)}`).join(" ");
+    if (spent.length) plot.append(shape("polyline", { class: "line" + side, points }));
   });
   const every = Math.max(1, Math.ceil(steps / 12));
   for (let i = 0; i < steps; i += every) plot.append(shape("text", { x: x(i), y: height - 4, "text-anchor": "middle" }, String(i)));

@@ -1,5 +1,6 @@
 // The table of taps: search, status filter, sort. Default order is execution order.
 const PAGE = 400;
+const STATUSES = ["fail", "nonfinite", "shape", "missing", "extra", "skipped", "pass", "equal"];
 const COLUMNS = [
   { name: "tap", title: "tap", value: (c, tap) => tap.name },
   { name: "step", title: "step", number: true, value: (c, tap) => c.step(tap.worst) },
@@ -26,10 +27,11 @@ class TapTable {
   chips(place) {
     const taps = this.candidate.taps;
     const choices = [["all", "all", () => true], ["deviating", "deviating", (tap) => tap.deviates]];
-    for (const status of new Set(taps.map((tap) => tap.status))) choices.push([status, status, (tap) => tap.status === status]);
+    const found = new Set(taps.map((tap) => tap.status));
+    for (const status of [...STATUSES.filter((known) => found.delete(known)), ...found]) choices.push([status, status, (tap) => tap.status === status]);
     this.filters = new Map(choices.map(([key, , keep]) => [key, keep]));
     for (const [key, title, keep] of choices) {
-      const chip = element("button", { type: "button", "data-filter": key, "aria-pressed": String(key === this.filter) }, `${title} ${taps.filter(keep).length}`);
+      const chip = element("button", { type: "button", "data-filter": key, "aria-pressed": String(key === this.filter) }, `${title} ${taps.filter(keep).length.toLocaleString("en-US")}`);
       chip.addEventListener("click", () => {
         this.filter = key;
         for (const other of place.children) other.setAttribute("aria-pressed", String(other === chip));

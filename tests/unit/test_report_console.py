@@ -170,6 +170,19 @@ def test_texts_that_part_late_are_cut_around_that_place() -> None:
     assert all(cell_len(line) <= 80 for line in lines)
 
 
+def test_an_unsound_reference_convicts_nobody() -> None:
+    text = printed(factory.diverging(unsound="the reference differs from itself between two runs"))
+    assert text.startswith("INCONCLUSIVE  onnx: the reference differs from itself")
+    assert "culprits" not in text
+    assert "▸" not in text
+
+
+def test_what_qualifies_a_divergence_is_said_as_a_warning() -> None:
+    assert "warning   only 3 % was compared" in printed(
+        factory.diverging(inconclusive="only 3 % was compared")
+    )
+
+
 def test_nothing_at_all_is_inconclusive() -> None:
     assert printed().startswith("INCONCLUSIVE  no candidate was compared")
 
