@@ -167,11 +167,12 @@ def test_the_heatmap_shows_layers_and_local_errors_too(
     shown.page.locator("canvas").click(position=place)
     assert shown.page.locator("dialog h2").inner_text() == "layer2.q_rot"
     shown.page.keyboard.press("Escape")
-    colour = """([x, y]) => { const canvas = document.querySelector("canvas"), scale = canvas.width / canvas.clientWidth;
+    colour = """([x, y]) => {
+    const canvas = document.querySelector("canvas"), scale = canvas.width / canvas.clientWidth;
     return [...canvas.getContext("2d").getImageData(x * scale, y * scale, 1, 1).data].slice(0, 3); }"""
     red, _, blue = shown.page.evaluate(colour, [4.5 * 30, 22 + 3.5 * 18])
     assert red > blue
-    shown.page.get_by_role("button", name="local").click()
+    shown.page.locator("[data-measure=local_ratio]").click()
     red, _, blue = shown.page.evaluate(colour, [4.5 * 30, 22 + 3.5 * 18])
     assert red < blue
     shown.done()
