@@ -31,6 +31,7 @@ FORMAT = 1
 SAVE_EVERY = 50
 SAY_EVERY = 100
 PROMPT = "The return value is "
+SAMPLE_LENGTH = 120
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _finish(
     module = training.module.eval()
     held_out = encode(text.held_out, training.settings)
     share = accuracy(module, held_out, training.policy)
-    sample = greedy_text(model, module, PROMPT, 120, training.policy)
+    sample = greedy_text(model, module, PROMPT, SAMPLE_LENGTH, training.policy)
     if finished:
         save_whole(module.state_dict(), done)
     progress.say(
