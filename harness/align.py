@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InconclusiveError
-from .values import TapRows, batch_positions, positional, rows_back, rows_first, token_axis
+from .values import TapRows, batch_positions, positional, rows_back, rows_first
 
 if TYPE_CHECKING:
     from .mapping import TapMap
@@ -42,6 +42,11 @@ class Pair:
     axes: str = ""
     hidden: int = 0
     problem: str = ""
+
+    @property
+    def measurable(self) -> bool:
+        """Whether there are two sides to be measured."""
+        return not self.problem and self.candidate is not None and (self.reference is not None or self.expected is not None)
 
     @property
     def direct(self) -> bool:
@@ -108,7 +113,7 @@ class Aligner:
                     tap, step, 0, rule, theirs[0], own[0], positions=own[0].positions, axes=own[0].axes
                 )
             else:
-                yield _gathered(tap, step, own, theirs, rows)
+                yield gathered(tap, step, own, theirs, rows)
 
 
 def _by_step(records: Iterable[Record]) -> dict[int, list[Record]]:
@@ -126,7 +131,7 @@ def _congruent(own: Record, other: Record) -> bool:
     return bool(mine.min(initial=0) >= 0) and np.array_equal(mine, theirs)
 
 
-def _gathered(
+def gathered(
     tap: str, step: int, own: Sequence[Record], theirs: Sequence[Record], rows: TapRows
 ) -> Pair:
     """Put the reference's rows in the order of the candidate's positions; the calls of a step are joined."""
@@ -187,5 +192,3 @@ def matches(tap: str, patterns: Iterable[str]) -> bool:
     """Whether a tap name fits one of the globs."""
     return any(fnmatchcase(tap, pattern) for pattern in patterns)
 
-
-__all__ = ["Aligner", "Pair", "matches", "token_axis"]

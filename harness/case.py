@@ -284,12 +284,17 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """Model + weights + scenario."""
+    """Model + weights + scenario.
+
+    `state` is the checkpoint (float32, whole model), `weights` the digest of its source, `weights_label`
+    where it came from.
+    """
 
     model: Model
     state: Mapping[str, Tensor]
     weights: str
     scenario: Scenario
+    weights_label: str = ""
 
 
 @dataclass(frozen=True)

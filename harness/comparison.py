@@ -21,9 +21,9 @@ COMPARED = frozenset({"equal", "pass", "fail", "nonfinite"})
 EXIT_CODES = {"parity": 0, "divergence": 1, "inconclusive": 3, "failed": 4}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """One record of the reference and what the candidate had for it.
+    """One record of the reference and what the candidate had for it. Read it; only the comparison fills it in.
 
     `error` is the relative L2 error of the forced replay (what was inherited and what was born here),
     `local` that of the isolated replay (born here); `ratio` and `local_ratio` are the same errors as
@@ -152,7 +152,11 @@ class Cause:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One candidate held against the reference."""
+    """One candidate held against the reference.
+
+    `inconclusive` says why nothing follows from an absence of failures, `unsound` why nothing follows at
+    all (the reference itself cannot be trusted), `failure` why the candidate did not run.
+    """
 
     label: str
     reference: Side
@@ -168,6 +172,7 @@ class Comparison:
     tolerance: str = ""
     replay: str = "forced"
     inconclusive: str = ""
+    unsound: str = ""
     failure: str = ""
 
     def rows(self) -> Sequence[Row]:
@@ -188,6 +193,8 @@ class Comparison:
         """`parity`, `divergence`, `inconclusive` or `failed`."""
         if self.failure:
             return "failed"
+        if self.unsound:
+            return "inconclusive"
         if any(row.failing for row in self.records):
             return "divergence"
         compared = sum(self.counts.get(status, 0) for status in COMPARED)
@@ -240,6 +247,7 @@ class Comparison:
             tolerance=data["tolerance"],
             replay=data["replay"],
             inconclusive=data["inconclusive"],
+            unsound=data["unsound"],
             failure=data["failure"],
         )
 

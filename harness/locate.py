@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from .comparison import COMPARED, Comparison, Coverage, Culprit, First, Row
+from .rows import CACHE, values_of
 
 
 def first_of(comparison: Comparison) -> First | None:
@@ -26,7 +24,7 @@ def first_of(comparison: Comparison) -> First | None:
     return First(row.tap, row.step, row.slice or row.reason, claim, f"{before.tap} at step {before.step}" if before else "")
 
 
-def culprits_of(comparison: Comparison, wiring: Mapping[str, Any]) -> tuple[Culprit, ...]:
+def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
     """Taps where a fault was born: one per segment, the earliest, in execution order.
 
     A record that fails in isolation was born in its segment; later taps of that segment only carry it on.
@@ -47,7 +45,9 @@ def culprits_of(comparison: Comparison, wiring: Mapping[str, Any]) -> tuple[Culp
 
 def _born(row: Row) -> str:
     ratio = "no multiple" if row.local_ratio is None else f"{row.local_ratio:.3g} times"
-    if row.segment == "cache":
+    if row.segment == CACHE and row.reason.startswith("sequence"):
+        return row.reason
+    if row.segment == CACHE:
         return f"its rows are not the ones that were appended ({ratio} what the format explains)"
     return f"fed the reference's inputs, {row.segment or 'it'} is still off by {ratio} what the format explains"
 
@@ -65,7 +65,7 @@ def coverage_of(rows: Sequence[Row]) -> Coverage:
     skipped: dict[str, int] = {}
     blind: str | None = None
     for row in rows:
-        size = int(np.prod(row.shape, dtype=np.int64))
+        size = values_of(row)
         if row.status == "extra":
             continue
         expected += size

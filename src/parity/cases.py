@@ -31,8 +31,8 @@ def build_case(request: Request, *, progress: Progress) -> Case:
         policy=request.cache,
         seed=request.seed,
     )
-    loaded = load_weights(request.weights, model, progress=progress)
-    return Case(model, loaded.state, loaded.digest, scenario)
+    state, digest, label = load_weights(request.weights, model, progress=progress)
+    return Case(model, state, digest, scenario, weights_label=label)
 
 
 def build_module_case(request: Request) -> ModuleCase:
@@ -64,6 +64,7 @@ def case_provenance(case: Case | ModuleCase) -> dict[str, Any]:
         "model": case.model.name,
         "config": asdict(case.model.config),
         "weights": case.weights,
+        "weights_from": case.weights_label,
         "scenario": scenario.to_json(),
         "scenario_digest": scenario_digest(scenario),
         "policy": str(scenario.policy),

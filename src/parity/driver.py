@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from parity.harness.case import Case, ModuleCase
-from parity.harness.compare import Rules, compare_runs
+from parity.harness.compare import compare_runs
 from parity.harness.comparison import Comparison, Finding, Result, Side
 from parity.harness.errors import CandidateError, ParityError, UserError
 from parity.harness.judge import Floor
 from parity.harness.mapping import TapMap, load_map
 from parity.harness.progress import Progress, Silent
+from parity.harness.rows import Rules
 from parity.harness.target import Spec, parse_spec, split_specs
-from parity.harness.tolerance import Tolerance, load_tolerance
+from parity.harness.tolerance import load_tolerance
 from parity.harness.trace import Run, Trace
 from parity.harness.values import Values
 
@@ -144,7 +145,7 @@ class _Driver:
         return Job(spec, self.case, self.request.options, self.trace, workdir, self.request.replay, reference)
 
     def _floors(self, reference: Run, candidate: Run) -> dict[str, Floor]:
-        if not self.tolerance.auto:
+        if not self.tolerance.kind == "auto":
             return {}
         dtypes = tuple(str(run.provenance.get("dtype", "float32")) for run in (reference, candidate))
         return noise_floor(self.case, dtypes, _cache(), progress=self.progress)

@@ -1,0 +1,216 @@
+"""From aligned pairs to judged rows, tap by tap.
+
+There may be a hundred thousand rows: each is made once and filled in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .align import Aligner, Pair, gathered, matches
+from .cache import missing_rows
+from .case import CachePolicy
+from .comparison import Row
+from .judge import Floor, Judgement, judge_bound, judge_floor
+from .measuring import measure_pair
+from .slices import worst_slice
+from .values import TapRows, batch_positions, positional
+
+if TYPE_CHECKING:
+    from .mapping import TapMap
+    from .metrics import Metrics
+    from .tolerance import Tolerance
+    from .trace import Record, Run
+
+#: How the report names the part that moves rows between segments.
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How records are judged: the tolerance, and the noise floor per tap where one is known."""
+
+    tolerance: Tolerance
+    floors: Mapping[str, Floor]
+
+    def judge(self, row: Row, metrics: Metrics) -> tuple[Judgement, float | None]:
+        """The judgement of one measured record and the relative floor it was held against."""
+        allowed = self.tolerance.allows_nonfinite(row.tap)
+        floor = self.floors.get(row.tap)
+        if floor is not None and not self.tolerance.overrides(row.tap):
+            return judge_floor(metrics, floor, dtype=row.dtype, allow_nonfinite=allowed), floor.rms
+        bound = self.tolerance.bound(row.tap, row.expected_dtype, row.dtype)
+        return judge_bound(metrics, bound, allow_nonfinite=allowed), None
+
+
+class RowMaker:
+    """Makes the rows of one comparison; remembers which alignment rules fired."""
+
+    def __init__(
+        self, reference: Run, candidate: Run, isolated: Run | None, rules: Rules, mapping: TapMap | None
+    ) -> None:
+        self.aligner = Aligner(reference, candidate, mapping=mapping)
+        self.fired: dict[str, int] = {}
+        self.wiring: Mapping[str, Any] = candidate.provenance.get("wiring") or reference.provenance.get("wiring") or {}
+        self._candidate, self._rules = candidate, rules
+        self._isolated = Aligner(reference, isolated) if isolated is not None else None
+        self._sources = {row["cache"]: row["source"] for row in self.wiring.get("caches", ())}
+        self._segments = _producers(self.wiring)
+        self._needed = _Needed(candidate)
+
+    def rows(self, tap: str, place: int) -> list[Row]:
+        """Rows of one tap in step order, local errors filled in; `place` is the tap's in execution order."""
+        rows = []
+        for pair in self.aligner.pairs(tap):
+            self.fired[pair.rule] = self.fired.get(pair.rule, 0) + 1
+            rows.append(self._row(pair, place))
+        local = self._local(tap)
+        for row in rows:
+            _add_local(row, local)
+        if tap in self._sources:
+            self._needed.check(tap, rows)
+        return rows
+
+    def _row(self, pair: Pair, place: int) -> Row:
+        row = _bare(pair, place, CACHE if pair.tap in self._sources else self._segments.get(pair.tap))
+        if pair.problem:
+            row.status, row.reason = "shape", pair.problem
+        elif pair.candidate is None:
+            self._absent(row)
+        elif pair.reference is None and pair.expected is None:
+            row.status, row.reason = "extra", "the reference has no such record"
+        elif pair.direct and pair.reference is not None and pair.reference.shape != pair.candidate.shape:
+            row.status, row.reason = "shape", f"shape={pair.candidate.shape}, but should be {pair.reference.shape}"
+        else:
+            self._measured(row, pair)
+        return row
+
+    def _absent(self, row: Row) -> None:
+        """Nothing answers a reference record: skipped when the target said so, else missing."""
+        for item in self._candidate.provenance.get("unobserved", ()):
+            if matches(row.tap, [item["taps"]]) and (item["steps"] is None or row.step in item["steps"]):
+                row.status, row.reason = "skipped", item["reason"]
+                return
+        row.status, row.reason = "missing", "the candidate promised this tap and did not record it"
+
+    def _measured(self, row: Row, pair: Pair) -> None:
+        metrics, row.logits = measure_pair(pair, self._rules.tolerance)
+        judgement, row.floor = self._rules.judge(row, metrics)
+        row.status, row.reason, row.ratio = judgement.status, judgement.reason, judgement.ratio
+        row.error, row.shape, row.metrics = metrics.rel_l2, metrics.shape, metrics
+        if not judgement.passed:
+            row.slice = worst_slice(metrics, positions=pair.positions)
+
+    def _local(self, tap: str) -> dict[tuple[int, int], Row]:
+        """Rows of the same tap judged in isolation, by step and call."""
+        if tap in self._sources:
+            return self._moved(tap, self._sources[tap])
+        if self._isolated is None or tap not in self._isolated.order:
+            return {}
+        pairs = (pair for pair in self._isolated.pairs(tap) if pair.candidate is not None)
+        return {(pair.step, pair.call): self._row(pair, 0) for pair in pairs}
+
+    def _moved(self, tap: str, source: str) -> dict[tuple[int, int], Row]:
+        """A cache only moves rows: each must be what its own source tap was when its token was new."""
+        records = self._candidate.records(source)
+        if not records or not all(map(positional, records)):
+            return {}
+        resets = self._candidate.provenance.get("scenario", {}).get("resets", ())
+        own = TapRows(records, resets)
+        out = {}
+        for record in self._candidate.records(tap):
+            pair = gathered(tap, record.step, [record], [], own)
+            if not pair.problem:
+                out[record.step, 0] = self._row(pair, 0)
+        return out
+
+
+class _Needed:
+    """Positions that a token may attend to must be in the cache that it is handed."""
+
+    def __init__(self, candidate: Run) -> None:
+        policy = candidate.provenance.get("policy", "none")
+        self._known = policy != "none"
+        self._window = CachePolicy.parse(policy).window if self._known else None
+        self._queries = {record.step: record for record in candidate.records("ids") if positional(record)}
+        self._candidate = candidate
+
+    def check(self, tap: str, rows: Sequence[Row]) -> None:
+        """Mark rows of a cache tap that lack a position; the fault is the cache's own."""
+        held = {record.step: record for record in self._candidate.records(tap) if positional(record)}
+        for row in rows:
+            if self._known and row.step in held and row.step in self._queries:
+                lost = self._lost(self._queries[row.step], held[row.step])
+                if lost:
+                    row.status, row.reason, row.slice = "fail", lost, lost
+                    row.ratio = row.local_ratio = float("inf")
+
+    def _lost(self, query: Record, held: Record) -> str:
+        lacking = missing_rows(batch_positions(query), batch_positions(held), self._window)
+        for sequence, positions in enumerate(lacking):
+            if positions:
+                return f"sequence {sequence}: no row for position {spans(positions)}"
+        return ""
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """`3..7, 12` for sorted whole numbers."""
+    out: list[str] = []
+    start = last = numbers[0]
+    for number in [*numbers[1:], None]:
+        if number is not None and number == last + 1:
+            last = number
+            continue
+        out.append(str(start) if start == last else f"{start}..{last}")
+        if number is not None:
+            start = last = number
+    return ", ".join(out)
+
+
+def _producers(wiring: Mapping[str, Any]) -> dict[str, str]:
+    """Tap -> the segment that computes it."""
+    out: dict[str, str] = {}
+    for segment in wiring.get("segments", ()):
+        for tap in (*segment["taps"], *(port["value"] for port in segment["outputs"])):
+            out.setdefault(tap, segment["name"])
+    return out
+
+
+def _bare(pair: Pair, place: int, segment: str | None) -> Row:
+    reference, candidate = pair.reference, pair.candidate
+    some = candidate or reference
+    if pair.expected is not None:
+        expected = str(pair.expected.dtype.name)
+    else:
+        expected = reference.dtype if reference else ""
+    return Row(
+        order=place,
+        tap=pair.tap,
+        step=pair.step,
+        call=pair.call,
+        status="skipped",
+        segment=segment,
+        axes=pair.axes,
+        shape=tuple(some.shape) if some else (),
+        dtype=candidate.dtype if candidate else "",
+        expected_dtype=expected,
+        hidden=pair.hidden,
+        rule=pair.rule,
+    )
+
+
+def _add_local(row: Row, local: Mapping[tuple[int, int], Row]) -> None:
+    found = local.get((row.step, row.call))
+    if found is not None:
+        row.local, row.local_ratio, row.local_reason = found.error, found.ratio, found.reason
+    elif row.status not in ("skipped", "extra", "missing"):
+        row.local_reason = "not isolated"
+
+
+def values_of(row: Row) -> int:
+    """Number of values in a row's tensor."""
+    return int(np.prod(row.shape, dtype=np.int64))

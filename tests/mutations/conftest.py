@@ -1,0 +1,32 @@
+"""How a planted fault is run: a real case, a real target, and the whole path from recording to verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import parity
+from parity.harness.comparison import Comparison
+
+Hold = Callable[..., Comparison]
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Floors and exports are shared by the tests of one process, checkpoints are not needed."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def hold(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Hold:
+    """`hold("segmented", scenario="short")` -> the comparison of that candidate with the torch reference."""
+    monkeypatch.setenv("PARITY_CACHE", str(shared_cache))
+
+    def run(cand: str = "segmented", **options: object) -> Comparison:
+        chosen = {"scenario": "short", "weights": "random:0", "steps": 4, **options}
+        result = parity.run("torch", [cand], out=tmp_path / cand.replace(":", "-"), report=False, **chosen)
+        return next(iter(result))
+
+    return run
