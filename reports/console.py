@@ -164,12 +164,13 @@ class _Page:
         same = words.common_prefix(expected, actual)
         names = [visible(side.label) + suffix for side in (comparison.reference, comparison.candidate)]
         column = 12 + max(cell_len(name) for name in names)
-        start = max(0, same - (self.width - column) // 2)
+        room = self.width - column
+        start = 0 if expected == actual else max(0, same - room // 2)
         for name, text in zip(names, (expected, actual), strict=True):
             head = Text(set_cell_size(f"{'':<10}{name}", column), "dim")
             body = Text(("…" if start else "") + text[start:same])
             body.append(text[same:], DEVIATES if text is actual else "bold")
-            body.truncate(self.width - column, overflow="ellipsis")
+            body.truncate(room, overflow="ellipsis")
             self.line(head + body)
 
     def files(self, result: Result) -> None:
@@ -249,7 +250,9 @@ class _Table:
         worst = max(line.views, key=lambda view: view.worst.ratio or 0.0)
         said = f"  {visible(line.label)}: {words.plural(len(line.views), 'tap')} {_fold_state(line, failing)}"
         if worst.worst.ratio:
-            said += f", worst {words.multiple(worst.worst.ratio)} at {visible(worst.tap)}"
+            said += f", worst {words.multiple(worst.worst.ratio)}"
+            where = f" at {visible(worst.tap)}"
+            said += where if cell_len(said + where) <= self.width else ""
         yield Text(_fit(said, self.width).rstrip(), "red" if failing else "dim")
 
 

@@ -275,8 +275,8 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def provenance_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
     """(name, reference, candidate) of both sides; what differs comes first."""
     left, right = flatten(comparison.reference.provenance), flatten(comparison.candidate.provenance)
-    rows = [(key, left.get(key, ""), right.get(key, "")) for key in {**left, **right}]
-    return sorted(rows, key=lambda row: row[1] == row[2])
+    keys = sorted({**left, **right}, key=lambda key: left.get(key) == right.get(key))
+    return [(key, left.get(key, ""), right.get(key, "")) for key in keys]
 
 
 def findings(comparison: Comparison) -> list[Finding]:

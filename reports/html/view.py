@@ -13,6 +13,8 @@ from .. import words
 #: Longest text shown of a side; the place where the texts part is always inside.
 TEXT_LIMIT = 2400
 FLIP_LIMIT = 40
+#: Longest value of a provenance field.
+VALUE_LIMIT = 240
 
 
 def view(comparison: Comparison) -> Mapping[str, Any]:
@@ -43,11 +45,20 @@ def view(comparison: Comparison) -> Mapping[str, Any]:
         "replay": comparison.replay,
         "tolerance": comparison.tolerance,
         "rules": sorted(comparison.rules.items(), key=lambda item: -item[1]),
-        "provenance": words.provenance_rows(comparison),
+        "provenance": [_provenance(*row) for row in words.provenance_rows(comparison)],
         "sides": (comparison.reference, comparison.candidate),
         "times": [_times(side) for side in (comparison.reference, comparison.candidate) if side.seconds],
         "multiple": words.multiple,
     }
+
+
+def _provenance(name: str, left: str, right: str) -> Mapping[str, Any]:
+    """Long values (a whole wiring table) are cut; whether they differ is known of the whole."""
+    cut = [
+        text if len(text) <= VALUE_LIMIT else f"{text[:VALUE_LIMIT]} … ({len(text):,} characters)"
+        for text in (left, right)
+    ]
+    return {"name": name, "left": cut[0], "right": cut[1], "differs": left != right}
 
 
 def _worst(comparison: Comparison) -> str:

@@ -166,6 +166,14 @@ def test_control_characters_and_lone_surrogates_are_shown_as_escapes(tmp_path: P
     assert not {"\u202e", "\x1b", "\udc80"} & set(page)
 
 
+def test_provenance_is_cut_but_a_difference_beyond_the_cut_still_shows() -> None:
+    sides = [factory.side(label, wiring="x" * 900 + label) for label in ("torch", "onnx")]
+    page = render(factory.result([factory.passing(reference=sides[0], candidate=sides[1])]))
+    row = re.search(r'<tr class="differs"><th scope="row">wiring</th><td>(.*?)</td>', page)
+    assert row is not None
+    assert len(row.group(1)) < 300
+
+
 def test_the_data_holds_every_record_and_detail_of_the_worst_only() -> None:
     made = factory.diverging()
     packed = data_of(render(factory.result([made])))["candidates"][0]
