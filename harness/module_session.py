@@ -20,7 +20,7 @@ from .arrays import to_array, to_tensor
 from .errors import ParityError
 from .imports import describe
 from .inputs import arguments, with_numbers
-from .outputs import named_outputs
+from .outputs import Outputs, named_outputs
 from .target import Facts
 from .tracer import recording, tap_modules, trace_tensor
 from .tracer import step as mark_step
@@ -28,6 +28,10 @@ from .tracer import step as mark_step
 if TYPE_CHECKING:
     from .case import Step
     from .values import Values
+
+
+#: Largest share of the largest output by which another order of sums, or an unfused path, may move outputs.
+ROUNDING = 1e-3
 
 
 class Nowhere:
@@ -87,12 +91,25 @@ def tensors(
     return made
 
 
+def copied(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same inputs for one call: forward may write to what it is given."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
 def dtype_of(module: nn.Module, default: str = "float32") -> str:
     """The floating type of a module's parameters and buffers, joined by + where there are several."""
     kinds = [
         str(item.dtype) for item in (*module.parameters(), *module.buffers()) if item.is_floating_point()
     ]
     return "+".join(dict.fromkeys(kind.removeprefix("torch.") for kind in kinds)) or default
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What a call returned, and whether it drew random numbers."""
+
+    outputs: Outputs
+    random: bool
 
 
 @dataclass
@@ -114,19 +131,18 @@ class ModuleSession:
         """Call the module; there are no tokens to be read and none to be returned."""
         with mark_step(step.index):
             with recording(Nowhere()):
-                plain, random = self._call(fresh(self.module), hooked=False)
-            tapped, _ = self._call(fresh(self.module), hooked=True)
-            for name, value in plain.items():
+                plain = self._call(fresh(self.module), hooked=False)
+            tapped = self._call(fresh(self.module), hooked=True)
+            for name, value in plain.outputs.tensors.items():
                 trace_tensor(name, value)
-        self._tell(plain, tapped, random=random)
+        self._tell(plain, tapped)
         return None
 
     def close(self) -> None:
         """Nothing outlives a call."""
 
-    def _call(self, module: nn.Module, *, hooked: bool) -> tuple[dict[str, Tensor], bool]:
-        """Named outputs, and whether random numbers were drawn."""
-        args, kwargs = arguments(module, self.inputs)
+    def _call(self, module: nn.Module, *, hooked: bool) -> Returned:
+        args, kwargs = arguments(module, copied(self.inputs))
         taps = (
             tap_modules(module, exclude="") if hooked and len(list(module.modules())) > 1 else nullcontext()
         )
@@ -141,7 +157,7 @@ class ModuleSession:
             raise self.error(
                 f"module={type(module).__name__}: returned {type(value).__name__} without any tensor"
             )
-        return found.tensors, random
+        return Returned(found, random)
 
     def _failure(self, error: Exception) -> str:
         shown = ", ".join(f"{name}={_shape(value)}" for name, value in self.inputs.items())
@@ -155,13 +171,21 @@ class ModuleSession:
         )
         return f"module={type(self.module).__name__}: failed on {shown}: {describe(error)}{hint}"
 
-    def _tell(self, plain: Mapping[str, Tensor], tapped: Mapping[str, Tensor], *, random: bool) -> None:
+    def _tell(self, plain: Returned, tapped: Returned) -> None:
         """Add to the facts what only the run showed."""
-        details = {**self.facts.details, "observer": observer_effect(plain, tapped, "with hooks")}
-        if random:
-            warning = f"the module draws random numbers even in eval mode; torch was seeded with {self.seed}"
-            details["warnings"] = (*details.get("warnings", ()), warning)
-        self.facts = replace(self.facts, details=details)
+        effect = observer_effect(plain.outputs.tensors, tapped.outputs.tensors, "with hooks")
+        warnings = list(self.facts.details.get("warnings", ()))
+        if plain.random:
+            warnings.append(
+                f"the module draws random numbers even in eval mode; torch was seeded with {self.seed}"
+            )
+        if effect.grave:
+            warnings.append(effect.text)
+        warnings += [
+            f"{name} ({kind}) is no tensor and not recorded" for name, kind in plain.outputs.others.items()
+        ]
+        details = {**self.facts.details, "observer": effect.text}
+        self.facts = replace(self.facts, details={**details, "warnings": warnings} if warnings else details)
 
 
 def _shape(value: Any) -> str:
@@ -178,18 +202,35 @@ def seeded(seed: int) -> Iterator[Tensor]:
         yield torch.get_rng_state()
 
 
-def observer_effect(plain: Mapping[str, Any], tapped: Mapping[str, Any], how: str) -> str:
-    """In words, how far outputs change by being looked at."""
-    changed: list[str] = []
-    for name, value in plain.items():
-        mine, theirs = _numbers(value), _numbers(tapped[name])
-        if mine.shape != theirs.shape:
-            changed.append(f"{name} has shape {theirs.shape} instead of {mine.shape}")
-        elif not np.array_equal(mine, theirs, equal_nan=mine.dtype.kind in "fc"):
-            changed.append(f"{name} by up to {np.nanmax(np.abs(mine - theirs)):.3g}")
-    if not changed:
-        return f"outputs are the same bit for bit {how} and without"
-    return f"outputs change {how}: {'; '.join(changed)}; those without are the recorded ones"
+@dataclass(frozen=True)
+class Effect:
+    """How outputs changed by being looked at, in words; `grave` where rounding cannot be the reason."""
+
+    text: str
+    grave: bool = False
+
+
+def observer_effect(plain: Mapping[str, Any], tapped: Mapping[str, Any], how: str) -> Effect:
+    """Hold the outputs of the untouched call against those of the observed one."""
+    changes = [(name, *_change(_numbers(value), _numbers(tapped[name]))) for name, value in plain.items()]
+    said = [f"{name} {text}" for name, text, _ in changes if text]
+    if not said:
+        return Effect(f"outputs are the same bit for bit {how} and without")
+    text = f"outputs change {how}: {'; '.join(said)}; those without are the recorded ones"
+    return Effect(text, any(grave for _, _, grave in changes))
+
+
+def _change(plain: np.ndarray, tapped: np.ndarray) -> tuple[str, bool]:
+    """What changed, empty if nothing, and whether it is more than rounding."""
+    if plain.shape != tapped.shape:
+        return f"has shape {list(tapped.shape)} instead of {list(plain.shape)}", True
+    finite = np.isfinite(plain) & np.isfinite(tapped)
+    same = (plain == tapped) | (np.isnan(plain) & np.isnan(tapped))
+    odd = int((~same & ~finite).sum())
+    gap = float(np.abs(plain[finite] - tapped[finite]).max(initial=0.0))
+    texts = [f"by up to {gap:.3g}" if gap else "", f"in {odd} values that are not finite" if odd else ""]
+    largest = float(np.abs(plain[finite]).max(initial=0.0))
+    return " and ".join(filter(None, texts)), odd > 0 or gap > ROUNDING * largest
 
 
 def _numbers(value: Any) -> np.ndarray:

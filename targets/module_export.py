@@ -59,8 +59,8 @@ class Flat(nn.Module):
         return list(self._leaves)
 
     def example(self) -> tuple[Tensor, ...]:
-        """The tensors themselves."""
-        return tuple(self._inputs[name] for name in self._leaves)
+        """Copies of the tensors: forward may write to what it is given."""
+        return tuple(self._inputs[name].clone() for name in self._leaves)
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         """Call the module by name."""
@@ -107,7 +107,7 @@ def export(module: nn.Module, inputs: Mapping[str, Any], folder: Path, options: 
     flat = Flat(module, inputs, tapped=True)
     clean, tapped = folder / "clean.onnx", folder / "tapped.onnx"
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), unfused(), torch.no_grad():
             if options.exporter == "dynamo":
                 _dynamo(flat, clean, tapped, options.opset)
             else:
@@ -182,6 +182,17 @@ def first_line(error: Exception) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     return describe(cause).strip().splitlines()[0]
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """torch's fused transformer layer is one op that no ONNX exporter knows; its parts are exported."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

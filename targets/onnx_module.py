@@ -79,8 +79,11 @@ class OnnxModuleSession:
             for tap, array in official.items():
                 trace_tensor(tap, array)
         looked = dict(zip(self.outputs, again, strict=False))
-        details = {**self.facts.details, "observer": observer_effect(official, looked, "with taps")}
-        self.facts = replace(self.facts, details=details)
+        effect = observer_effect(official, looked, "with taps")
+        details = {**self.facts.details, "observer": effect.text}
+        self.facts = replace(
+            self.facts, details={**details, "warnings": [effect.text]} if effect.grave else details
+        )
         return None
 
     def close(self) -> None:

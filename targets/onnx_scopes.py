@@ -55,6 +55,17 @@ class Scopes:
         for at, node in enumerate(self._nodes):
             for name in _reads(node):
                 self._users.setdefault(name, []).append(at)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """A node that an optimiser put in without a scope lies where both what feeds and what uses it lie."""
+        makers = {name: at for at, node in enumerate(self._nodes) for name in node.output}
+        told = list(self._scopes)
+        for at in (at for at, scopes in enumerate(told) if not scopes):
+            before = [told[makers[name]] for name in _reads(self._nodes[at]) if name in makers]
+            after = [told[user] for name in self._nodes[at].output for user in self._users.get(name, ())]
+            if any(before) and any(after):
+                self._scopes[at] = set.intersection(*filter(None, (*before, *after)))
 
     @property
     def known(self) -> bool:

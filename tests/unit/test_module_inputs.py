@@ -111,7 +111,7 @@ def test_names_that_make_no_list_are_refused(given: dict[str, Any], sentence: st
 def test_files_that_are_no_plain_arrays_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_inputs(tmp_path / "none.npz")
-    with pytest.raises(UserError, match="should be an .npz"):
+    with pytest.raises(UserError, match=r"should be an \.npz"):
         read_inputs(tmp_path / "in.pt")
     (tmp_path / "bad.npz").write_bytes(b"PK not really")
     with pytest.raises(UserError, match="cannot be read"):

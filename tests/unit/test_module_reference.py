@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from parity.harness.case import ModuleCase, Step
 from parity.harness.errors import UserError
+from parity.harness.module_session import observer_effect
 from parity.harness.outputs import named_outputs
 from parity.harness.progress import Silent
 from parity.harness.target import Facts, Options
@@ -157,13 +159,52 @@ class Noisy(nn.Module):
         return nn.functional.dropout(x, 0.5)
 
 
+class Overwrites(nn.Module):
+    """Writes to its input and returns things that are no tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, object]:
+        """Doubles in place."""
+        return self.act(x.mul_(2)), object()
+
+
+def test_an_input_that_is_overwritten_is_fresh_in_every_call() -> None:
+    x = np.array([1.0, -1.0], np.float32)
+    run, facts = recorded(Overwrites(), {"x": x})
+    np.testing.assert_array_equal(run.records("output.0")[0].read(), [2, 0])
+    np.testing.assert_array_equal(run.records("module:act")[0].read(), [2, 0])
+    np.testing.assert_array_equal(x, [1, -1])
+    assert facts.details["warnings"] == ["output.1 (object) is no tensor and not recorded"]
+
+
+@pytest.mark.parametrize(
+    ("tapped", "text", "grave"),
+    [
+        ([1.0, np.inf, np.nan], "are the same bit for bit", False),
+        ([1.0 + 1e-6, np.inf, np.nan], "change with hooks: y by up to 1e-06; those without", False),
+        ([2.0, np.inf, np.nan], "change with hooks: y by up to 1", True),
+        ([1.0, -np.inf, np.nan], "y in 1 values that are not finite", True),
+        ([1.0, 1.0], r"y has shape \[2\] instead of \[3\]", True),
+    ],
+)
+def test_an_effect_of_looking_is_grave_when_rounding_cannot_explain_it(
+    tapped: list[float], text: str, grave: bool
+) -> None:
+    effect = observer_effect({"y": np.array([1.0, np.inf, np.nan])}, {"y": np.array(tapped)}, "with hooks")
+    assert re.search(text, effect.text)
+    assert effect.grave == grave
+
+
 def test_random_numbers_in_eval_mode_are_seeded_and_warned_of() -> None:
     x = np.ones(64, np.float32)
     (first, facts), (second, _) = recorded(Noisy(), {"x": x}, seed=3), recorded(Noisy(), {"x": x}, seed=3)
     np.testing.assert_array_equal(first.records("output")[0].read(), second.records("output")[0].read())
-    assert facts.details["warnings"] == (
-        "the module draws random numbers even in eval mode; torch was seeded with 3",
-    )
+    assert facts.details["warnings"] == [
+        "the module draws random numbers even in eval mode; torch was seeded with 3"
+    ]
 
 
 def test_a_fused_path_that_hooks_leave_is_said_and_the_untouched_output_recorded() -> None:
@@ -201,7 +242,7 @@ def test_outputs_are_named_by_key_place_and_field() -> None:
         left: Tensor
         right: Any
 
-    pair = namedtuple("pair", "q k")  # noqa: PYI024
+    pair = namedtuple("pair", "q k")
     one = torch.ones(1)
     found = named_outputs({"a": [one, (one, None)], "b": Both(one, object()), "c": pair(one, one)})
     assert list(found.tensors) == ["output.a.0", "output.a.1.0", "output.b.left", "output.c.q", "output.c.k"]
