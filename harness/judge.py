@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from .tolerance import Bound
 
 FACTOR = 8.0
-"""A row passes up to this multiple of its floor: healthy reordering of sums reaches 3 x by row, bugs start far above."""
+"""A row passes up to this multiple of its floor: healthy reordering of sums reaches 3 x by row."""
 SCALE_SHARE = 0.1
-"""Rows quieter than this share of the tensor's RMS are held against that share: their noise comes from louder ones."""
+"""Quieter rows are held against this share of the tensor's RMS: their noise comes from louder rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ def _rejudged(metrics: Metrics, bound: Bound) -> Judgement:
     """Judge from the joint histogram; the ratio is an upper bound, at most twice too high."""
     joint = metrics.joint
     if not metrics.full or not joint.count.size:
-        return Judgement("fail", "the stored metrics hold no histogram to judge another bound by; compare again")
+        return Judgement(
+            "fail", "the stored metrics hold no histogram to judge another bound by; compare again"
+        )
     low, high = joint.ref_bounds()
     most = _worst(joint.err_max, bound.atol + bound.rtol * low)
     if most <= 1.0:
@@ -85,7 +87,9 @@ def _rejudged(metrics: Metrics, bound: Bound) -> Judgement:
     ceiling = bound.atol + (bound.rtol * high if bound.rtol else 0.0)
     if _worst(joint.err_max, ceiling) > 1.0:
         count = joint.mismatches(bound.atol, bound.rtol)
-        reason = f"mismatched={count[0]} to {count[1]} of {metrics.count}, but should be 0 under {_words(bound)}"
+        reason = (
+            f"mismatched={count[0]} to {count[1]} of {metrics.count}, but should be 0 under {_words(bound)}"
+        )
         return Judgement("fail", reason, most)
     return Judgement("fail", f"the histogram cannot show that {_words(bound)} holds; compare again", most)
 
@@ -109,14 +113,16 @@ def judge_floor(
 ) -> Judgement:
     """Each row's RMS and largest error against `factor` times its noise floor.
 
-    Floor of a row = max(level * scale, half an ULP of the row's largest expected value in `dtype`, default the
-    candidate's); scale = max(RMS of the row, 0.1 * RMS of the tensor). A reference of zeros allows no error.
+    Floor of a row = max(level * scale, half an ULP of the row's largest expected value in `dtype`, by default
+    the candidate's); scale = max(RMS of the row, 0.1 * RMS of the tensor). Zeros allow no error.
     """
     early = _before_values(metrics, allow_nonfinite)
     if early is not None:
         return early
     if not metrics.full:
-        return Judgement("fail", "rows were not measured, so that no noise floor can be applied; compare again")
+        return Judgement(
+            "fail", "rows were not measured, so that no noise floor can be applied; compare again"
+        )
     if metrics.max_expected == 0.0:
         reason = f"the reference is zero everywhere, but the candidate reaches {metrics.max_actual:g}"
         return Judgement("fail", reason, math.inf, math.inf)
@@ -124,7 +130,9 @@ def judge_floor(
     ratio = over / factor
     if ratio <= 1.0:
         return Judgement("pass", ratio=ratio, over_floor=over)
-    index = tuple(int(i) for i in np.unravel_index(row, metrics.plan.row_shape)) if metrics.plan.row_shape else ()
+    index = (
+        tuple(int(i) for i in np.unravel_index(row, metrics.plan.row_shape)) if metrics.plan.row_shape else ()
+    )
     place = f" at row {list(index)}" if index else ""
     reason = f"error={over:.3g} times the noise floor{place}, but should be at most {factor:g} times"
     return Judgement("fail", reason, ratio, over, index)

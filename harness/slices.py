@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,59 +20,106 @@ WORDS = {
     "c": ("plane", "planes"),
     "z": ("complex part", "complex parts"),
 }
-CONCENTRATED = 0.5
-"""Indices whose RMS error exceeds this share of the worst index's belong to the fault."""
-NAMED_SHARE = 0.5
-"""An axis is named when at most this share of its indices belongs to the fault."""
+GAP = 4.0
+"""Indices are named when their errors stand above all others by this factor; noise spreads less."""
+DEPTH = 1e-3
+"""Errors below this share of the worst index's count as equally small."""
+QUIET = 0.1
+"""Errors are weighed against the RMS of their slice, at least against this share of the tensor's."""
+MAX_RUNS = 4
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
+Array = np.ndarray[Any, Any]
 
 
 def worst_slice(
-    metrics: Metrics,
-    axes: str = "",
-    shape: tuple[int, ...] | None = None,
-    *,
-    positions: Floats | None = None,
+    metrics: Metrics, axes: str = "", shape: tuple[int, ...] | None = None, *, positions: Array | None = None
 ) -> str:
-    """Where the error sits: "head 1, positions 16..510", "channel 17", or "everywhere".
+    """Where the error sits: "head 1, positions 16..510", "token at position 12 of sequence 0", "everywhere".
 
-    `axes` and `shape` default to those that were measured. `positions` `[T]` or `[B, T]` are the absolute
-    positions of the axis t or p. Empty when there is no error.
+    An axis is named when some of its indices stand out. `axes` and `shape` default to what was measured.
+    `positions` `[T]` or `[B, T]` are the absolute positions of the axis t or p. Empty without an error.
     """
     if metrics.exact_zero:
         return ""
-    names = axes.split() or metrics.axes.split()
-    profiles = metrics.profiles
-    if not profiles:
-        return _single(metrics)
-    parts = []
-    for dim, (key, profile) in enumerate(profiles.items()):
-        hit = _hit(profile)
-        if hit.size and hit.size < profile.err_rms.size and hit.size <= max(1, NAMED_SHARE * profile.err_rms.size):
-            parts.append(_words(key, dim, hit, bool(names), positions))
-    return ", ".join(parts) if parts else "everywhere"
+    names = tuple(axes.split()) or metrics.plan.axes
+    hits = _hits(metrics, names) if metrics.profiles else _worst_place(metrics, names)
+    sequences = hits.get("b")
+    sequence = int(sequences[0]) if sequences is not None and sequences.size == 1 else None
+    parts = [
+        _words(name, names.index(name), hit, positions, sequence) for name, hit in hits.items() if name != "b"
+    ]
+    if sequences is None:
+        return ", ".join(parts) or "everywhere"
+    where = _words("b", names.index("b"), sequences, None, None)
+    return f"{', '.join(parts)} of {where}" if parts else where
 
 
-def _single(metrics: Metrics) -> str:
-    index = metrics.unravel()
-    return f"worst at {list(index)}" if index else "everywhere"
+def _hits(metrics: Metrics, names: tuple[str, ...]) -> dict[str, Array]:
+    """Indices that stand out, per axis that has such."""
+    one_sided = bool(metrics.nan_mismatch or metrics.inf_mismatch)
+    found = {}
+    for key, profile in metrics.profiles.items():
+        values = profile.nonfinite if one_sided else _weighed(profile, metrics.rms_expected)
+        hit = outstanding(values)
+        if hit.size:
+            found[names[metrics.plan.axes.index(key)]] = hit
+    return found
 
 
-def _hit(profile: SliceProfile) -> np.ndarray[Any, Any]:
-    """Indices that belong to the fault: one-sided NaN or Inf first, else errors near the worst."""
-    if profile.err_rms.max(initial=0.0) == 0.0:
-        return np.flatnonzero(profile.nonfinite)
-    return np.flatnonzero(profile.err_rms > CONCENTRATED * profile.err_rms.max())
+def _weighed(profile: SliceProfile, whole: float) -> Array:
+    """RMS errors of slices over their scale: a fault of 8 % everywhere is not put on the loudest channel."""
+    scale = np.maximum(profile.ref_rms, QUIET * whole)
+    return np.asarray(profile.err_rms / np.where(scale > 0.0, scale, 1.0))
 
 
-def _words(key: str, dim: int, hit: Any, named: bool, positions: Floats | None) -> str:
-    if not named or key.isdigit():
+def outstanding(values: Array) -> Array:
+    """Indices above the widest gap in the ranking of values; none when no gap is as wide as GAP."""
+    top = values.max(initial=0.0)
+    if values.size < 2 or not 0.0 < top < np.inf:
+        return np.flatnonzero(values == top) if top == np.inf else np.empty(0, np.int64)
+    shares = np.maximum(values / top, DEPTH)
+    ranked = np.sort(shares)[::-1]
+    gaps = ranked[:-1] / ranked[1:]
+    widest = int(gaps.argmax())
+    if gaps[widest] < GAP:
+        return np.empty(0, np.int64)
+    return np.flatnonzero(shares >= ranked[widest])
+
+
+def _worst_place(metrics: Metrics, names: tuple[str, ...]) -> dict[str, Array]:
+    """Without profiles only the place of the largest error is known."""
+    return {name: np.array([i]) for name, i in zip(names, metrics.unravel(), strict=False)}
+
+
+def _words(name: str, dim: int, hit: Array, positions: Array | None, sequence: int | None) -> str:
+    absolute = _absolute(name, hit, positions, sequence)
+    one, many = WORDS.get(name, (f"{name} index", f"{name} indices"))
+    if name.isdigit():
         one, many = f"axis {dim} index", f"axis {dim} indices"
-    else:
-        one, many = WORDS.get(key, (f"{key} index", f"{key} indices"))
-    if hit.size == 1:
-        return f"{one} {hit[0]}"
-    if hit[-1] - hit[0] + 1 == hit.size:
-        return f"{many} {hit[0]}..{hit[-1]}"
-    return f"{many} {', '.join(str(i) for i in hit[:4])}{' ...' if hit.size > 4 else ''}"
+    if absolute is not None and name == "t":
+        one, many = "token at position", "tokens at positions"
+    places = hit if absolute is None else absolute
+    return f"{one if places.size == 1 else many} {_runs(places)}"
+
+
+def _absolute(name: str, hit: Array, positions: Array | None, sequence: int | None) -> Array | None:
+    """Absolute positions of indices of a token axis; None where they are unknown or differ by sequence."""
+    if positions is None or name not in ("t", "p"):
+        return None
+    table = np.atleast_2d(positions)
+    if sequence is None and (table != table[0]).any():
+        return None
+    row = table[min(sequence or 0, len(table) - 1)]
+    if hit[-1] >= row.size:
+        return None
+    known = row[hit]
+    return np.unique(known[known >= 0]) if (known >= 0).any() else None
+
+
+def _runs(places: Array) -> str:
+    """3, 16..510: at most MAX_RUNS runs, then how many places more."""
+    groups = groupby(enumerate(places.tolist()), key=lambda pair: pair[1] - pair[0])
+    runs = [[place for _, place in group] for _, group in groups]
+    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs[:MAX_RUNS]]
+    rest = sum(len(run) for run in runs[MAX_RUNS:])
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")

@@ -90,8 +90,12 @@ def _cell(name: str, computed_in: str) -> Bound:
     if name == "bool":
         return EXACT
     if "int" in name:
-        return _ONE_STEP if computed_in.startswith("w") and name in ("int8", "uint8", "int4", "uint4") else EXACT
-    own = {"complex64": "float32", "complex128": "float64"}.get(name, "float8" if name.startswith("float8") else name)
+        return (
+            _ONE_STEP if computed_in.startswith("w") and name in ("int8", "uint8", "int4", "uint4") else EXACT
+        )
+    own = {"complex64": "float32", "complex128": "float64"}.get(
+        name, "float8" if name.startswith("float8") else name
+    )
     return BASE[own].coarser(BASE[computed_in])
 
 
@@ -113,7 +117,9 @@ class Override:
 
     def over(self, bound: Bound) -> Bound:
         """The bound with what this override sets."""
-        return Bound(bound.atol if self.atol is None else self.atol, bound.rtol if self.rtol is None else self.rtol)
+        return Bound(
+            bound.atol if self.atol is None else self.atol, bound.rtol if self.rtol is None else self.rtol
+        )
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,8 @@ def default_bound(profile: str, dtype: str) -> Bound:
     """Bound of a profile for records of a logical dtype; `auto` takes the profile of the dtype itself."""
     if dtype not in NAMES:
         raise UserError(f"dtype={dtype!r}: unknown number format. {did_you_mean(dtype, NAMES)}")
-    return PROFILES["fp64" if dtype in ("float64", "complex128") else "fp32"][dtype] if profile == AUTO else PROFILES[profile][dtype]
+    wide = dtype in ("float64", "complex128")
+    return PROFILES[{True: "fp64", False: "fp32"}[wide] if profile == AUTO else profile][dtype]
 
 
 def load_tolerance(spec: str) -> Tolerance:
@@ -189,7 +196,9 @@ def _from_file(path: Path) -> Tolerance:
         text = path.read_bytes().decode()
         data = tomllib.loads(text)
     except OSError as error:
-        raise UserError(f"tol={str(path)!r}: cannot be read ({error.strerror}); give a profile or a TOML file") from error
+        raise UserError(
+            f"tol={str(path)!r}: cannot be read ({error.strerror}); give a profile or a TOML file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"tol={str(path)!r}: is not TOML ({error}); correct the file") from error
     return _from_data(data, path.name)
@@ -203,7 +212,9 @@ def _from_data(data: Mapping[str, Any], source: str) -> Tolerance:
     _only(data, _KEYS, source)
     profile = data.get("profile", AUTO)
     if profile != AUTO and profile not in PROFILES:
-        raise UserError(f"profile={profile!r} in {source}: unknown. {did_you_mean(str(profile), [AUTO, *PROFILES])}")
+        raise UserError(
+            f"profile={profile!r} in {source}: unknown. {did_you_mean(str(profile), [AUTO, *PROFILES])}"
+        )
     rows = data.get("override", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"override in {source}: should be tables; write [[override]] above each")
@@ -217,10 +228,11 @@ def _override(row: Mapping[str, Any], profile: str, source: str) -> Override:
     _only(row, _OVERRIDE_KEYS, source)
     taps, reason = row.get("taps"), row.get("reason", "")
     if not isinstance(taps, str) or not taps:
-        raise UserError(f"override taps={taps!r} in {source}: should be a tap glob such as \"layer*.q\"")
+        raise UserError(f'override taps={taps!r} in {source}: should be a tap glob such as "layer*.q"')
     if not isinstance(reason, str):
         raise UserError(f"override {taps!r} reason={reason!r} in {source}: should be a sentence")
-    override = Override(taps, *(_number(row, key, taps, source) for key in ("atol", "rtol")), reason)
+    atol, rtol = (_number(row, key, taps, source) for key in ("atol", "rtol"))
+    override = Override(taps, atol, rtol, reason)
     if override.atol is None and override.rtol is None:
         raise UserError(f"override {taps!r} in {source}: sets neither atol nor rtol; give one or drop it")
     if _loosens(override, profile) and not reason.strip():
@@ -242,7 +254,12 @@ def _number(row: Mapping[str, Any], key: str, taps: str, source: str) -> float |
     value = row.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value < 0
+    ):
         raise UserError(f"override {taps!r} {key}={value!r} in {source}: should be a number of at least 0")
     return float(value)
 
@@ -256,7 +273,12 @@ def _only(data: Mapping[str, Any], known: tuple[str, ...], source: str) -> None:
 def describe() -> str:
     """The profiles as a table: one row per profile, one column per number format of a record."""
     columns = ("float64", "float32", "float16", "bfloat16", "int8", "int64")
-    lines = [f"{FORMULA}; cells are atol / rtol", "", f"| profile | {' | '.join(columns)} |", "|---" * 7 + "|"]
+    lines = [
+        f"{FORMULA}; cells are atol / rtol",
+        "",
+        f"| profile | {' | '.join(columns)} |",
+        "|---" * 7 + "|",
+    ]
     for name, row in PROFILES.items():
         cells = " | ".join(f"{row[c].atol:g} / {row[c].rtol:g}" for c in columns)
         lines.append(f"| {name} | {cells} |")

@@ -22,7 +22,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class Joint:
     """Cells of non-zero errors, ordered by error, then expected value: `[cells]` each.
 
-    `err_log2` and `ref_log2` are binades (floor of log2), `count` places, `err_max` the largest |error| there.
+    `err_log2` and `ref_log2` are binades (floor of log2), `count` places, `err_max` the largest |error|.
     The lowest `ref_log2` also holds expected zeros.
     """
 
@@ -64,8 +64,8 @@ class Joint:
     @classmethod
     def from_json(cls, data: Mapping[str, list[Any]]) -> Joint:
         """Read back what `to_json` wrote."""
-        ints = (np.array(data[name], np.int64) for name in ("err_log2", "ref_log2", "count"))
-        return cls(*ints, np.array(data["err_max"], np.float64))
+        err, ref, count = (np.array(data[name], np.int64) for name in ("err_log2", "ref_log2", "count"))
+        return cls(err, ref, count, np.array(data["err_max"], np.float64))
 
 
 @dataclass(frozen=True, slots=True)

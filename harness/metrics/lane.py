@@ -27,7 +27,7 @@ _START = np.zeros(k.SLOTS)
 _START.view(np.int64)[k.MAX_ABS_AT : k.MAX_REL_AT + 1] = -1
 
 FILLS = tuple(-(10.0**power) for power in (4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 38))
-"""Mask fills that are known by value, also as bfloat16 and float16 round them; others are known by repeating."""
+"""Mask fills known by value, also as bfloat16 and float16 round them; others are known by repeating."""
 
 
 class Lane:
@@ -111,9 +111,9 @@ _NAMED = _named_fills()
 
 def join(parts: Sequence[Sums], *, shared_rows: bool) -> Sums:
     """One result from the lanes', in their order: sums add up, of equal maxima the first place stays."""
-    sums, rows, columns, cells = parts[0]
     if len(parts) == 1:
         return parts[0]
+    sums, rows, columns, _ = parts[0]
     for other, more_rows, more_columns, _ in parts[1:]:
         _join_sums(sums, other)
         if not shared_rows:

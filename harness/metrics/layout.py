@@ -18,15 +18,15 @@ MAX_COLUMNS = 1 << 16
 CHUNK = 1 << 17
 """Elements in the unit of work. Chunks lie at fixed places, so no result depends on how a tensor was fed."""
 LANES = 4
-"""Chunk i belongs to lane i % LANES. A lane adds in order, and lanes are joined in order: threads change nothing."""
+"""Chunk i belongs to lane i % LANES; lanes add and are joined in order, so that threads change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`shape` with its axis names, cut into lines (innermost vectors), rows (lines or groups of them) and chunks.
+    """`shape` with its axis names, cut into lines (innermost vectors), rows (one line or several) and chunks.
 
-    A line spans the last `line_dims` axes, `row_shape` are the axes before a row. `columns` is the length of a
-    line, 0 when that is too long to be profiled.
+    A line spans the last `line_dims` axes, `row_shape` are the axes before a row. `columns` is the length of
+    a line, 0 when that is too long to be profiled.
     """
 
     shape: tuple[int, ...]

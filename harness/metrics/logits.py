@@ -61,16 +61,18 @@ class LogitMetrics:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LogitMetrics:
         """Read back what `to_json` wrote."""
-        fields = {key: float(value) if isinstance(value, str) else value for key, value in data.items()}
-        flips = [{key: float(v) if isinstance(v, str) else v for key, v in flip.items()} for flip in data["flips"]]
-        return cls(**{**fields, "flips": tuple(Flip(**flip) for flip in flips)})
+        fields: dict[str, Any] = {key: _number(value) for key, value in data.items()}
+        fields["flips"] = tuple(
+            Flip(**{key: _number(v) for key, v in flip.items()}) for flip in data["flips"]
+        )
+        return cls(**fields)
 
 
 def measure_logits(actual: Any, expected: Any, k: int = 5, *, targets: Any = None) -> LogitMetrics:
     """Logits `[..., V]` of any number format against the reference's, distribution by distribution.
 
-    -inf is a token that cannot be picked: where the reference allows a token that the candidate forbids, KL is
-    inf. NaN and +inf have no distribution: UserError. `targets` `[...]` are token ids, -1 where there is none.
+    -inf is a token that cannot be picked: where the reference allows a token that the candidate forbids, KL
+    is inf. NaN and +inf have no distribution: UserError. `targets` `[...]` are token ids, -1 for none.
     """
     a, e = from_any(actual)[0], from_any(expected)[0]
     if a.shape != e.shape or a.ndim == 0 or not a.shape[-1]:
@@ -101,7 +103,9 @@ class _Tally:
         for start in range(0, count, block):
             stop = min(start + block, count)
             self._add(_log_softmax(rows_a[start:stop]), _log_softmax(rows_e[start:stop]), start)
-        perplexity = [math.exp(min(loss / self._scored, 700.0)) if self._scored else None for loss in self._loss]
+        perplexity = [
+            math.exp(min(loss / self._scored, 700.0)) if self._scored else None for loss in self._loss
+        ]
         return LogitMetrics(
             count=count,
             k=self._k,
@@ -153,10 +157,16 @@ def _log_softmax(logits: np.ndarray[Any, Any]) -> Floats:
     x = logits.astype(np.float64)
     peak = x.max(axis=1, keepdims=True)
     if not np.isfinite(peak).all():
-        raise UserError("logits: NaN or +inf, or a row of -inf only, has no distribution; look at the values first")
+        raise UserError(
+            "logits: NaN or +inf, or a row of -inf only, has no distribution; look at the values first"
+        )
     shifted = x - peak
     out: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return out
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from ..dtypes import from_any
 from ..errors import UserError
 from .lane import Lane, join
-from .layout import LANES, Layout, layout
+from .layout import LANES, layout
 from .metrics import Metrics
 from .widen import parts, route
 
@@ -88,10 +88,12 @@ class Measurer:
         if self._names is None:
             self._begin(a, e, (name_a, name_e))
         elif self._names != (name_a, name_e):
-            raise UserError(f"dtype={name_a} against {name_e}, but should be {self._names[0]} against {self._names[1]}")
+            raise UserError(
+                f"dtype={name_a} against {name_e}, but should be {self._names[0]} against {self._names[1]}"
+            )
         if self._fed + a.size > self._plan.size:
             raise UserError(
-                f"elements={self._fed + a.size}, but should be {self._plan.size} for shape {list(self._shape)}"
+                f"elements={self._fed + a.size}, but should be {self._plan.size}: shape={list(self._shape)}"
             )
         self._consume(a.reshape(-1), e.reshape(-1))
 
@@ -101,7 +103,7 @@ class Measurer:
             self.feed(np.empty(0, np.float32), np.empty(0, np.float32))
         if self._fed != self._plan.size:
             raise UserError(
-                f"elements={self._fed}, but should be {self._plan.size} for shape {list(self._shape)}; feed the rest"
+                f"elements={self._fed}, but should be {self._plan.size} of shape {list(self._shape)}; feed on"
             )
         if self._held:
             self._chunks(self._hold[0][: self._held], self._hold[1][: self._held], self._fed - self._held)
@@ -146,7 +148,10 @@ class Measurer:
         if not a.size:
             return
         if not self._held:
-            self._hold = np.empty(self._plan.chunk, self._dtypes[0]), np.empty(self._plan.chunk, self._dtypes[1])
+            self._hold = (
+                np.empty(self._plan.chunk, self._dtypes[0]),
+                np.empty(self._plan.chunk, self._dtypes[1]),
+            )
         place = slice(self._held, self._held + a.size)
         self._hold[0][place], self._hold[1][place] = a, e
         self._held += a.size
@@ -174,7 +179,9 @@ class Measurer:
 
 def _complex_parts(a: Array, e: Array) -> tuple[Array, Array]:
     if a.dtype.kind != e.dtype.kind:
-        raise UserError(f"dtype={a.dtype.name}, but should be {e.dtype.name}: complex and real are not compared")
+        raise UserError(
+            f"dtype={a.dtype.name}, but should be {e.dtype.name}: complex and real are not compared"
+        )
     return parts(a), parts(e)
 
 

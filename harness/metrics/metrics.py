@@ -13,13 +13,14 @@ from .layout import Layout, layout
 from .profile import MAX_LISTED, Floats, RowStats, SliceProfile, row_stats, slice_profiles
 
 _FLOAT_SLOTS = (
-    "err_sq ref_sq act_sq dot err_abs max_abs actual_at_max expected_at_max max_rel rel_guard "
-    "max_expected max_actual worst_ratio"
-).split()
+    *("err_sq", "ref_sq", "act_sq", "dot", "err_abs", "max_abs", "actual_at_max", "expected_at_max"),
+    *("max_rel", "rel_guard", "max_expected", "max_actual", "worst_ratio"),
+)
 _INT_SLOTS = (
-    "max_abs_index max_rel_index ulp mismatched nan_actual nan_expected nan_both posinf_actual neginf_actual "
-    "posinf_expected neginf_expected inf_mismatch structural respelled excluded"
-).split()
+    *("max_abs_index", "max_rel_index", "ulp", "mismatched", "nan_actual", "nan_expected", "nan_both"),
+    *("posinf_actual", "neginf_actual", "posinf_expected", "neginf_expected", "inf_mismatch"),
+    *("structural", "respelled", "excluded"),
+)
 SLOT = {name: place for place, name in enumerate(_FLOAT_SLOTS + _INT_SLOTS)}
 _ROW_FIELDS = ("err_rms", "ref_rms", "err_max", "ref_max", "mismatched", "nonfinite", "excluded")
 
@@ -67,12 +68,18 @@ class Metrics:
     actual_at_max = _float_slot("actual_at_max", "The candidate's value at the largest error.")
     expected_at_max = _float_slot("expected_at_max", "The reference's value at the largest error.")
     max_rel = _float_slot("max_rel", "Largest |a - e| / max(|e|, guard).")
-    rel_guard = _float_slot("rel_guard", "The guard at the largest relative error: 1 % of the RMS of its block.")
+    rel_guard = _float_slot(
+        "rel_guard", "The guard at the largest relative error: 1 % of the RMS of its block."
+    )
     max_expected = _float_slot("max_expected", "Largest |e|.")
     max_actual = _float_slot("max_actual", "Largest |a|.")
-    worst_ratio = _float_slot("worst_ratio", "Largest |a - e| / (atol + rtol * |e|): above 1 where the formula fails.")
+    worst_ratio = _float_slot(
+        "worst_ratio", "Largest |a - e| / (atol + rtol * |e|): above 1 where the formula fails."
+    )
     max_abs_index = _int_slot("max_abs_index", "Flat place of the largest error, -1 when there is none.")
-    max_rel_index = _int_slot("max_rel_index", "Flat place of the largest relative error, -1 when there is none.")
+    max_rel_index = _int_slot(
+        "max_rel_index", "Flat place of the largest relative error, -1 when there is none."
+    )
     mismatched = _int_slot("mismatched", "Places where |a - e| <= atol + rtol * |e| does not hold.")
     nan_actual = _int_slot("nan_actual", "NaN in the candidate.")
     nan_expected = _int_slot("nan_expected", "NaN in the reference.")
@@ -83,7 +90,9 @@ class Metrics:
     neginf_expected = _int_slot("neginf_expected", "-Inf in the reference.")
     inf_mismatch = _int_slot("inf_mismatch", "Inf on one side, or of opposite sign; NaN not counted.")
     structural = _int_slot("structural", "Mask fills, alike on both sides.")
-    respelled = _int_slot("respelled", "Of these, -Inf or a type's minimum on one side and another such on the other.")
+    respelled = _int_slot(
+        "respelled", "Of these, -Inf or a type's minimum on one side and another such on the other."
+    )
     excluded = _int_slot("excluded", "Places left out of all sums: not finite, or mask fills.")
 
     @property
@@ -99,12 +108,12 @@ class Metrics:
     @property
     def used(self) -> int:
         """Places that take part in sums: finite on both sides and no mask fills."""
-        return self.count - self.excluded
+        return int(self.count - self.excluded)
 
     @property
     def nan_mismatch(self) -> int:
         """NaN on exactly one side."""
-        return self.nan_actual + self.nan_expected - 2 * self.nan_both
+        return int(self.nan_actual + self.nan_expected - 2 * self.nan_both)
 
     @property
     def structural_share(self) -> float:
@@ -114,7 +123,9 @@ class Metrics:
     @property
     def exact_zero(self) -> bool:
         """Whether every place is equal: no error, nothing one-sided, no NaN."""
-        return not (self.max_abs or self.nan_actual or self.nan_expected or self.inf_mismatch or self.respelled)
+        return not (
+            self.max_abs or self.nan_actual or self.nan_expected or self.inf_mismatch or self.respelled
+        )
 
     @property
     def mean_abs(self) -> float:
@@ -162,7 +173,8 @@ class Metrics:
         """Largest distance on the common float grid; None when the formats differ or are no floats."""
         if not self.full or self.dtype_actual != self.dtype_expected or "float" not in self.dtype_actual:
             return None
-        return int(self._sums.view(np.uint64)[SLOT["ulp"]]) >> (16 if self.dtype_actual == "bfloat16" else 0)
+        steps = int(self._sums.view(np.uint64)[SLOT["ulp"]])
+        return steps >> (16 if self.dtype_actual == "bfloat16" else 0)
 
     @property
     def joint(self) -> Joint:
@@ -195,7 +207,7 @@ class Metrics:
         return self._profiles
 
     def unravel(self, index: int | None = None) -> tuple[int, ...]:
-        """A flat place (default: that of the largest error) as one index per axis; empty when there is none."""
+        """A flat place (default: that of the largest error) as one index per axis; empty for no place."""
         place = self.max_abs_index if index is None else index
         return tuple(int(i) for i in np.unravel_index(place, self.shape)) if place >= 0 and self.count else ()
 

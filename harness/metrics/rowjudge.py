@@ -1,4 +1,4 @@
-"""The compiled part of judging by rows: a record's rows against its noise floor, and the floor that rows show."""
+"""The compiled part of judging: a record's rows against its noise floor, and the floor that rows show."""
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ def _worst_row(rows, row_size, whole, share, rms, peak, mantissa, normal, smalle
 
 
 def _levels(rows, row_size, whole, share):
-    """Largest relative RMS and largest relative maximum of errors among rows; inf against a zero reference."""
+    """Largest relative RMS and maximum of errors among rows; rows of a zero tensor have none."""
     rms, peak = 0.0, 0.0
     for r in range(rows.shape[0]):
         used = row_size - rows[r, S_EXCLUDED]
         if rows[r, S_ERR_MAX] == 0.0 or used <= 0:
             continue
         scale = max(np.sqrt(rows[r, S_REF] / used), share * whole)
+        if scale == 0.0:
+            continue
         rms = max(rms, np.sqrt(rows[r, S_ERR] / used) / scale)
         peak = max(peak, rows[r, S_ERR_MAX] / scale)
     return rms, peak
@@ -62,6 +64,8 @@ def _levels(rows, row_size, whole, share):
 def compiled(name: str) -> Any:
     """`worst_row` or `levels`, compiled or loaded when first asked for."""
     if name == "worst_row":
-        signature = "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,int64,float64,float64)"
+        signature = (
+            "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,int64,float64,float64)"
+        )
         return entry(signature)(_worst_row)
     return entry("UniTuple(float64,2)(float64[:,::1],int64,float64,float64)")(_levels)

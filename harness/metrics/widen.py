@@ -13,8 +13,8 @@ from .. import dtypes
 
 Array = np.ndarray[Any, Any]
 
-_WIDE = frozenset("float64 int32 uint32 int64 uint64 complex128".split())
-_EXACT = frozenset("int64 uint64".split())
+_WIDE = frozenset(("float64", "int32", "uint32", "int64", "uint64", "complex128"))
+_EXACT = frozenset(("int64", "uint64"))
 _COMPLEX = {"complex64": "float32", "complex128": "float64"}
 _NO_GRID = (0, 0, 0), 0.0, 0.0
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -139,4 +139,4 @@ def _halves(array: Array) -> tuple[Array, Array]:
 def parts(array: Array) -> Array:
     """A complex array as its real and imaginary parts along a new last axis."""
     dense = np.ascontiguousarray(array)
-    return dense.reshape(array.shape + (1,)).view(_COMPLEX[array.dtype.name])
+    return dense.reshape((*array.shape, 1)).view(_COMPLEX[array.dtype.name])

@@ -92,7 +92,7 @@ def speeds(mb: int, repeats: int) -> dict[str, float]:
     a3, e3 = a.reshape(SHAPE), e.reshape(SHAPE)
     part = min(mb, 64) * 2**18
     an, en = a[:part].reshape(SHAPE), e[:part].reshape(SHAPE)
-    full = dict(axes=AXES, atol=ATOL, rtol=RTOL)
+    full = {"axes": AXES, "atol": ATOL, "rtol": RTOL}
     contenders: dict[str, tuple[Callable[[], object], int]] = {
         "read (np.dot)": (lambda: np.dot(a, e), a.nbytes),
         "plain, 1 thread": (lambda: measure(a3, e3, profiles=False, threads=1, **full), a.nbytes),
@@ -119,7 +119,9 @@ def small(calls: int = 100_000) -> float:
 
 def main() -> int:
     """Print the table; with --check, 1 when a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mb", type=int, default=256, help="size of each side")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
