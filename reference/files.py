@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,20 @@ from parity.harness.errors import UserError
 
 def save_whole(data: Any, path: Path) -> None:
     """Write beside `path`, then rename: a reader and a crash see the old file or the new one."""
-    temporary: str | None = None
+    temporary, packed = path.with_name(f".{path.name}.{os.getpid()}"), io.BytesIO()
+    torch.save(data, packed)  # into memory: torch's own writer hides what a full disk says
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            torch.save(data, file)
+        with temporary.open("wb") as file:
+            file.write(packed.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise UserError(f"file={str(path)!r}: cannot be written: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def read_torch(path: Path) -> Any:

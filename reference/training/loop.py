@@ -1,7 +1,8 @@
 """Training of reference checkpoints: AdamW, warmup and cosine, clipping, resumable to the bit.
 
 Every batch is drawn from (seed, step) alone, so a training that was stopped, however it was stopped, goes
-on with the same text in the same order and ends in the same bits as one that ran through.
+on with the same text in the same order and ends in the same bits as one that ran through (on the same machine
+with as many threads). A kill loses at most the `SAVE_EVERY` steps since the last save.
 """
 
 from __future__ import annotations
