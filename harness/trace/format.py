@@ -70,8 +70,9 @@ def storage_of(code: int, dtypes: list[str]) -> np.dtype[Any]:
 
 
 def root_attributes() -> dict[str, Any]:
-    """What marks a file as a trace of this version."""
-    return {"format": FORMAT, "version": VERSION, "dtypes": json.dumps(NAMES), "doc": DOC}
+    """What marks a file as a trace of this version; texts of fixed length, which lie in the header itself."""
+    texts = {"format": FORMAT, "dtypes": json.dumps(NAMES), "doc": DOC}
+    return {name: np.bytes_(text.encode()) for name, text in texts.items()} | {"version": VERSION}
 
 
 def line(content: Mapping[str, Any]) -> bytes:

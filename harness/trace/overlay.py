@@ -24,6 +24,8 @@ class Overlay(io.RawIOBase):
     UserError where the file is missing, unreadable or not HDF5.
     """
 
+    fd = -1
+
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
@@ -79,7 +81,7 @@ class Overlay(io.RawIOBase):
         return self._size
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self.fd >= 0:
             os.close(self.fd)
         super().close()
 
@@ -128,6 +130,8 @@ class Overlay(io.RawIOBase):
 
 
 def _open(path: str) -> int:
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"path={path}: is no file; give a trace written by parity")
     try:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:

@@ -178,13 +178,20 @@ def _layout(file: Any, path: str) -> Layout:
     if missing or streams["index"].dtype != f.ROW:
         raise UserError(f"path={path}: its index or text is not that of a trace; the file is damaged")
     level = max((file[name].compression_opts or 0) for name in streams)
-    dtypes = json.loads(file.attrs["dtypes"])
+    dtypes = json.loads(_text(file, "dtypes"))
     runs = frozenset(file["runs"]) if "runs" in file else frozenset()
     return Layout(streams, [str(name) for name in dtypes], level, runs)
 
 
+def _text(file: Any, name: str) -> str:
+    """A text attribute of fixed length, or nothing: HDF5 hangs on a damaged one of variable length."""
+    if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S":
+        return ""
+    return bytes(file.attrs[name]).decode(errors="replace")
+
+
 def _check_version(file: Any, path: str) -> None:
-    if file.attrs.get("format") != f.FORMAT:
+    if _text(file, "format") != f.FORMAT:
         raise UserError(f"path={path}: an HDF5 file, but not a trace written by parity")
     version = int(file.attrs["version"])
     if version > f.VERSION:

@@ -41,7 +41,14 @@ def test_a_swapped_byte_order_keeps_its_values() -> None:
     [
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16),
         *(torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.float8_e4m3fn),
-        *(torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.uint16, torch.uint32, torch.uint64),
+        *(
+            torch.float8_e5m2,
+            torch.float8_e4m3fnuz,
+            torch.float8_e5m2fnuz,
+            torch.uint16,
+            torch.uint32,
+            torch.uint64,
+        ),
     ],
     ids=str,
 )
@@ -116,4 +123,6 @@ def test_importing_number_formats_loads_no_torch() -> None:
     import sys
 
     code = "import sys, numpy, parity.harness.dtypes as d; d.from_any(numpy.ones(2)); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)}
+    )

@@ -47,7 +47,9 @@ def test_taps_and_records_keep_execution_order(path: Path) -> None:
     assert [r.tap for r in Trace(path)["torch"].records()] == ["zeta", "alpha", "mid", "zeta"]
 
 
-@pytest.mark.parametrize("size", [BUFFER - 1, BUFFER, BUFFER + 1, 3 * BUFFER + 5], ids=["less", "one", "more", "many"])
+@pytest.mark.parametrize(
+    "size", [BUFFER - 1, BUFFER, BUFFER + 1, 3 * BUFFER + 5], ids=["less", "one", "more", "many"]
+)
 def test_a_record_may_be_longer_than_a_buffer(path: Path, size: int) -> None:
     data = np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)
     with TraceWriter(path) as writer, writer.run("torch") as run:
@@ -175,7 +177,10 @@ def test_a_run_needs_a_name_without_a_number_sign(path: Path, name: str) -> None
 
 
 def test_recording_stops_before_max_bytes_and_says_what_was_kept(path: Path) -> None:
-    with pytest.raises(UserError, match=r"max_bytes=100000: .* 9 records"), TraceWriter(path, max_bytes=100_000) as writer:
+    with (
+        pytest.raises(UserError, match=r"max_bytes=100000: .* 9 records"),
+        TraceWriter(path, max_bytes=100_000) as writer,
+    ):
         run = writer.run("torch")
         for step in range(20):
             run.record("q", np.zeros(10_000, np.uint8), step=step)
