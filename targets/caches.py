@@ -100,9 +100,7 @@ class WindowCache:
         return int(filled.argmax()) if filled.any() else self._size - 1
 
 
-def _check(
-    cache: str, batch: int, kept: np.ndarray, rows: np.ndarray, positions: np.ndarray
-) -> None:
+def _check(cache: str, batch: int, kept: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
     """Refuse rows that would broadcast, be cast, or be more or fewer than their positions."""
     want = (batch, kept.shape[1], positions.shape[1], kept.shape[3])
     if rows.shape != want or len(positions) != batch:

@@ -95,7 +95,7 @@ class WholeSession:
         if port.value == "ids":
             return ids.astype(port.dtype)
         if port.value == "positions":
-            return np.maximum(held, 0).astype(port.dtype)
+            return held.clip(min=0).astype(port.dtype)
         if port.value == "rope":
             return np.asarray(self.rope(held))
         allowed = bookkeeping.attendable(held, held, self.window)
