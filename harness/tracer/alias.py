@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ MAX_WAITING = 64
 MAX_BYTES = 64 << 20
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
     """One record on its way to the sink."""
 
@@ -35,7 +35,7 @@ class Entry:
     meta: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     """A copied record; `source` keeps the tensor's memory from being reused for another one."""
 
@@ -55,19 +55,20 @@ class AliasQueue:
 
     def add(self, entry: Entry, source: Any, *, hook: bool) -> None:
         """Copy the record; a waiting tap of the same value takes it over, and a tap takes over hooks."""
-        whole = tuple(entry.array.shape) == tuple(source.shape)
-        identity = (entry.step, *_identity(source)) if whole and _tracked(source) else None
-        same = [w for w in self._waiting if identity and w.identity == identity and w.hook != hook]
+        entry.array = from_any(entry.array)[0]
+        whole = entry.array.shape == tuple(source.shape)
+        identity = _identity(source) if whole else None
+        same = [w for w in self._waiting if w.hook != hook and _same(w, entry, identity)]
         if hook and same:
             _alias(same[0].entry, entry)
             return
-        copied = replace(entry, array=np.array(from_any(entry.array)[0]))
+        entry.array = np.array(entry.array)
         for other in same:
-            _alias(copied, other.entry)
+            _alias(entry, other.entry)
             self._waiting.remove(other)
             self._bytes -= other.entry.array.nbytes
-        self._waiting.append(_Waiting(copied, identity, source, hook))
-        self._bytes += copied.array.nbytes
+        self._waiting.append(_Waiting(entry, identity, source, hook))
+        self._bytes += entry.array.nbytes
         while len(self._waiting) > MAX_WAITING or self._bytes > MAX_BYTES:
             self._pop()
 
@@ -82,15 +83,19 @@ class AliasQueue:
         self._write(oldest.entry)
 
 
+def _same(waiting: _Waiting, entry: Entry, identity: tuple[Any, ...] | None) -> bool:
+    """The same memory in the same step, not edited since: the bits still are what was copied."""
+    if identity is None or waiting.identity != identity or waiting.entry.step != entry.step:
+        return False
+    return bool(waiting.entry.array.tobytes() == entry.array.tobytes())
+
+
 def _alias(kept: Entry, other: Entry) -> None:
     kept.meta.setdefault("alias", {})[other.tap] = other.call
 
 
-def _tracked(x: Any) -> bool:
-    """Whether x counts its in-place edits: torch tensors do, but for those of inference mode."""
-    return hasattr(x, "is_inference") and not x.is_inference()
-
-
-def _identity(x: Any) -> tuple[Any, ...]:
-    """What makes two torch tensors the same value: memory, layout and version."""
-    return (x.data_ptr(), tuple(x.shape), x.stride(), x.dtype, x.device, x._version)
+def _identity(x: Any) -> tuple[Any, ...] | None:
+    """Where a torch tensor's values lie: storage and layout. None for anything else."""
+    if not hasattr(x, "untyped_storage"):
+        return None
+    return (x.untyped_storage()._cdata, x.storage_offset(), tuple(x.shape), x.stride(), x.dtype)

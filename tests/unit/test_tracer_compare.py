@@ -214,6 +214,13 @@ def test_an_alias_answers_for_its_record() -> None:
     ]  # fmt: skip
 
 
+def test_the_original_tools_leading_dots_are_understood() -> None:
+    record("torch", **{"layer0.q": X})
+    record("port")
+    store.memory["port"].record(".layer0.q", X)
+    assert status(compare()) == {"layer0.q": "equal"}
+
+
 def test_the_newest_run_of_a_name_is_compared_and_the_repeat_is_said_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
