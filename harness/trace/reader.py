@@ -136,6 +136,7 @@ class Run:
         self.provenance: dict[str, Any] = dict(content.get("provenance", {}))
         self.complete = False
         self._mine: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        self._taps: dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None = None
         self._listed: list[Record] | None = None
 
     def __repr__(self) -> str:
@@ -153,8 +154,7 @@ class Run:
     @property
     def taps(self) -> list[str]:
         """Names in execution order: the order of their first records."""
-        numbers, first = np.unique(self._trace._rows["tap"][self._orders()], return_index=True)
-        return [self._trace._text(int(numbers[i])) for i in np.argsort(first)]
+        return list(self._by_tap())
 
     def records(self, tap: str | None = None) -> Sequence[Record]:
         """Records in append order, of one tap or of all; UserError for a tap that the run does not have."""
@@ -162,10 +162,8 @@ class Run:
             if self._listed is None:
                 self._listed = self._list(self._orders())
             return self._listed
-        orders = self._orders()
-        found = [n for n, text in self._trace._texts.items() if text == tap]
-        mine = orders[np.isin(self._trace._rows["tap"][orders], found)]
-        if not mine.size:
+        mine = self._by_tap().get(tap)
+        if mine is None:
             raise UserError(
                 f"tap={tap!r}: run {self.label!r} has no such tap. {did_you_mean(tap, self.taps)}"
             )
@@ -182,6 +180,15 @@ class Run:
             raise UserError(f"tap={tap!r}: has {len(found)} records at {where or 'no step'}; {_which(found)}")
         raise UserError(f"tap={tap!r}: has no record at {where}; {_which(records)}")
 
+    def rows(self, tap: str) -> np.ndarray[Any, Any]:
+        """Index rows of a tap's records (see `format.ROW`), for who needs columns rather than records."""
+        rows: np.ndarray[Any, Any] = self._trace._rows[self._by_tap()[tap]]
+        return rows
+
+    def text(self, number: int) -> str:
+        """The text that a row refers to by number."""
+        return self._trace._text(number)
+
     def verify(self) -> list[str]:
         """Every record's checksum; what fails, in words."""
         failures = []
@@ -196,6 +203,17 @@ class Run:
         if self._mine is None:
             self._mine = np.flatnonzero(self._trace._rows["run"] == self.number)
         return self._mine
+
+    def _by_tap(self) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+        """Places of every tap's records in the index, taps in execution order."""
+        if self._taps is None:
+            orders = self._orders()
+            taps = self._trace._rows["tap"][orders]
+            sort = np.argsort(taps, kind="stable")
+            parts = np.split(sort, np.flatnonzero(np.diff(taps[sort])) + 1) if sort.size else []
+            parts.sort(key=lambda part: int(part[0]))
+            self._taps = {self._trace._text(int(taps[part[0]])): orders[part] for part in parts}
+        return self._taps
 
     def _list(self, orders: np.ndarray[Any, np.dtype[np.int64]]) -> list[Record]:
         rows, trace = self._trace._rows[orders], self._trace

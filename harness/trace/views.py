@@ -9,8 +9,9 @@ records along the first axis; otherwise it is a group with one dataset per recor
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -19,8 +20,8 @@ from ..dtypes import storage_dtype
 from .overlay import Overlay
 from .reader import Run, Trace
 
-if TYPE_CHECKING:
-    from .record import Record
+Rows = np.ndarray[Any, Any]
+"""Rows of the index, see `format.ROW`."""
 
 MAX_MAPPINGS = 20_000
 """Pieces of the streams that the views of one run may be made of; taps beyond it are left out, and named."""
@@ -42,7 +43,7 @@ def publish(path: str) -> None:
         with Overlay(path) as overlay:
             with h5py.File(overlay, "r+", libver="latest") as file:
                 for run in fresh:
-                    _publish_run(file, run)
+                    _publish_run(file, run, trace.layout.dtypes)
             overlay.commit()
 
 
@@ -56,16 +57,16 @@ def _place(run: Run) -> str:
     return f"{escape(run.name)}#{run.generation}"
 
 
-def _publish_run(file: Any, run: Run) -> None:
+def _publish_run(file: Any, run: Run, dtypes: Sequence[str]) -> None:
     group = file["runs"].create_group(_place(run), track_order=True)
     left_out, budget = [], MAX_MAPPINGS
     for tap in run.taps:
-        records = run.records(tap)
-        budget -= sum(len(_pieces(part)) for part in _parts(records))
+        rows = run.rows(tap)
+        budget -= len(_pieces(rows)) if _uniform(rows) else len(rows)
         if budget < 0:
             left_out.append(tap)
         else:
-            _publish_tap(group, tap, records)
+            _publish_tap(group, escape(tap), rows, run, dtypes)
     _describe_run(group, run, left_out)
     newest = file["runs"]
     if escape(run.name) in newest:
@@ -87,67 +88,67 @@ def _describe_run(group: Any, run: Run, left_out: list[str]) -> None:
     )
 
 
-def _publish_tap(group: Any, tap: str, records: Sequence[Record]) -> None:
-    parts = _parts(records)
-    if len(parts) == 1:
-        _publish_part(group, escape(tap), records, stacked=True)
+def _publish_tap(group: Any, name: str, rows: Rows, run: Run, dtypes: Sequence[str]) -> None:
+    """One dataset for a tap of one shape and dtype, else a group with a dataset per record."""
+    if _uniform(rows):
+        view = _publish_rows(group, name, rows, run, dtypes, stacked=True)
+        if len(rows) <= _MAX_LISTED:
+            view.attrs["steps"], view.attrs["calls"] = rows["step"], rows["call"]
         return
-    inside = group.create_group(escape(tap), track_order=True)
-    names: dict[str, int] = {}
-    for record in records:
-        name = f"step{record.step}.{record.call}" if record.call else f"step{record.step}"
-        names[name] = names.get(name, 0) + 1
-        again = f" ({names[name]})" if names[name] > 1 else ""
-        _publish_part(inside, name + again, [record], stacked=False)
+    inside = group.create_group(name, track_order=True)
+    seen: dict[str, int] = {}
+    for i in range(len(rows)):
+        step, call = int(rows["step"][i]), int(rows["call"][i])
+        place = f"step{step}.{call}" if call else f"step{step}"
+        seen[place] = seen.get(place, 0) + 1
+        again = f" ({seen[place]})" if seen[place] > 1 else ""
+        _publish_rows(inside, place + again, rows[i : i + 1], run, dtypes, stacked=False)
 
 
-def _parts(records: Sequence[Record]) -> list[list[Record]]:
-    """One part when all records have one dtype and shape, else each record for itself."""
-    if len({(r.dtype, r.shape) for r in records}) == 1:
-        return [list(records)]
-    return [[record] for record in records]
+def _uniform(rows: Rows) -> bool:
+    """Whether all records have one dtype, shape and axes."""
+    alike = all(bool(np.all(rows[name] == rows[name][0])) for name in ("dtype", "ndim", "axes"))
+    return alike and bool(np.all(rows["shape"] == rows["shape"][0]))
 
 
-def _publish_part(group: Any, name: str, records: Sequence[Record], *, stacked: bool) -> None:
-    record = records[0]
-    storage = storage_dtype(record.dtype)
-    shape = (len(records), *record.shape) if stacked else record.shape
-    if record.size:
-        stream = group.file[f"data/{storage.name}"]
-        space = h5py.h5s.create_simple(shape)
-        view = h5py.Dataset(
-            h5py.h5d.create(
-                group.id, name.encode(), stream.id.get_type(), space, _mapping(stream, shape, records)
-            )
-        )
+def _publish_rows(
+    group: Any, name: str, rows: Rows, run: Run, dtypes: Sequence[str], *, stacked: bool
+) -> Any:
+    dtype = dtypes[rows["dtype"][0]]
+    own = tuple(rows["shape"][0][: rows["ndim"][0]].tolist())
+    shape = (len(rows), *own) if stacked else own
+    stream = group.file[f"data/{storage_dtype(dtype).name}"]
+    if math.prod(own):
+        space, mapping = h5py.h5s.create_simple(shape), _mapping(stream, shape, rows, stacked=stacked)
+        made = h5py.h5d.create(group.id, name.encode(), stream.id.get_type(), space, mapping)
+        view = h5py.Dataset(made)
     else:
-        view = group.create_dataset(name, shape=shape, dtype=storage)
-    view.attrs.update({"dtype": record.dtype, "axes": ("step " if stacked else "") + record.axes})
-    if stacked and len(records) <= _MAX_LISTED:
-        view.attrs["steps"] = np.array([r.step for r in records], np.int64)
-        view.attrs["calls"] = np.array([r.call for r in records], np.int64)
+        view = group.create_dataset(name, shape=shape, dtype=stream.dtype)
+    axes = run.text(int(rows["axes"][0]))
+    view.attrs.update({"dtype": dtype, "axes": ("step " if stacked else "") + axes})
+    return view
 
 
-def _mapping(stream: Any, shape: tuple[int, ...], records: Sequence[Record]) -> Any:
+def _mapping(stream: Any, shape: tuple[int, ...], rows: Rows, *, stacked: bool) -> Any:
     """A property list that says where the records lie in the stream, in as few regular pieces as possible."""
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     made.set_layout(h5py.h5d.VIRTUAL)
-    size, at = records[0].size, 0
-    for start, stride, count in _pieces(records):
+    own, at = shape[1:] if stacked else shape, 0
+    for start, stride, count in _pieces(rows):
         there = stream.id.get_space()
-        there.select_hyperslab((start,), (count,), (stride,), (size,))
+        there.select_hyperslab((start,), (count,), (max(stride, math.prod(own)),), (math.prod(own),))
         here = h5py.h5s.create_simple(shape)
-        if len(shape) > len(records[0].shape):
-            here.select_hyperslab((at, *(0,) * (len(shape) - 1)), (count, *shape[1:]))
+        if stacked:
+            here.select_hyperslab((at, *(0,) * len(own)), (count, *own))
         made.set_virtual(here, b".", stream.name.encode(), there)
         at += count
     return made
 
 
-def _pieces(records: Sequence[Record]) -> list[tuple[int, int, int]]:
+def _pieces(rows: Rows) -> list[tuple[int, int, int]]:
     """Records as (offset of the first, distance, how many), elements; steps usually lie equally far apart."""
     pieces: list[tuple[int, int, int]] = []
-    for offset in (record.offset for record in records):
+    for offset in rows["offset"].tolist():
         if pieces:
             start, stride, count = pieces[-1]
             if count == 1 and offset > start:
@@ -156,5 +157,5 @@ def _pieces(records: Sequence[Record]) -> list[tuple[int, int, int]]:
             if offset == start + stride * count:
                 pieces[-1] = (start, stride, count + 1)
                 continue
-        pieces.append((offset, max(1, records[0].size), 1))
+        pieces.append((offset, 0, 1))
     return pieces
