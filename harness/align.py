@@ -46,7 +46,11 @@ class Pair:
     @property
     def measurable(self) -> bool:
         """Whether there are two sides to be measured."""
-        return not self.problem and self.candidate is not None and (self.reference is not None or self.expected is not None)
+        return (
+            not self.problem
+            and self.candidate is not None
+            and (self.reference is not None or self.expected is not None)
+        )
 
     @property
     def direct(self) -> bool:
@@ -73,13 +77,13 @@ class Aligner:
         else:
             yield from self._by_call(tap, expected, actual)
 
-    def _by_call(
-        self, tap: str, expected: Sequence[Record], actual: Sequence[Record]
-    ) -> Iterator[Pair]:
+    def _by_call(self, tap: str, expected: Sequence[Record], actual: Sequence[Record]) -> Iterator[Pair]:
         rest = {(record.step, record.call): record for record in actual}
         for record in expected:
             answer = rest.pop((record.step, record.call), None)
-            yield self._declared(Pair(tap, record.step, record.call, "tap, step, call", record, answer, axes=record.axes))
+            yield self._declared(
+                Pair(tap, record.step, record.call, "tap, step, call", record, answer, axes=record.axes)
+            )
         for record in rest.values():
             yield Pair(tap, record.step, record.call, "tap, step, call", None, record, axes=record.axes)
 
@@ -95,9 +99,7 @@ class Aligner:
             pair.expected = pair.reference.read()
         return pair
 
-    def _by_position(
-        self, tap: str, expected: Sequence[Record], actual: Sequence[Record]
-    ) -> Iterator[Pair]:
+    def _by_position(self, tap: str, expected: Sequence[Record], actual: Sequence[Record]) -> Iterator[Pair]:
         rows = TapRows(expected, self._resets)
         groups = _by_step(actual)
         first = _by_step(expected)
@@ -105,7 +107,8 @@ class Aligner:
             own, theirs = groups.get(step, []), first.get(step, [])
             if not own:
                 yield from (
-                    Pair(tap, step, record.call, "tap, position", record, None, axes=record.axes) for record in theirs
+                    Pair(tap, step, record.call, "tap, position", record, None, axes=record.axes)
+                    for record in theirs
                 )
             elif len(own) == len(theirs) == 1 and _congruent(own[0], theirs[0]):
                 rule = "tap, step, call; same positions"
@@ -131,9 +134,7 @@ def _congruent(own: Record, other: Record) -> bool:
     return bool(mine.min(initial=0) >= 0) and np.array_equal(mine, theirs)
 
 
-def gathered(
-    tap: str, step: int, own: Sequence[Record], theirs: Sequence[Record], rows: TapRows
-) -> Pair:
+def gathered(tap: str, step: int, own: Sequence[Record], theirs: Sequence[Record], rows: TapRows) -> Pair:
     """Put the reference's rows in the order of the candidate's positions; the calls of a step are joined."""
     axes = own[0].axes
     pair = Pair(
@@ -191,4 +192,3 @@ def _order(reference: Sequence[str], candidate: Mapping[str, str]) -> list[str]:
 def matches(tap: str, patterns: Iterable[str]) -> bool:
     """Whether a tap name fits one of the globs."""
     return any(fnmatchcase(tap, pattern) for pattern in patterns)
-

@@ -30,7 +30,8 @@ def attendable(query: Positions, key: Positions, window: int | None) -> npt.NDAr
     """Which key rows each query may attend to, `[B, T, S]`; a query at padding sees the padding alone."""
     behind = query[:, :, None] - key[:, None, :]
     allowed = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-    return allowed & ((key >= 0)[:, None, :] == (query >= 0)[:, :, None])
+    same: npt.NDArray[np.bool_] = allowed & ((key >= 0)[:, None, :] == (query >= 0)[:, :, None])
+    return same
 
 
 def missing_rows(query: Positions, key: Positions, window: int | None) -> list[list[int]]:

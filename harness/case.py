@@ -70,7 +70,9 @@ class Scenario:
 
     def __post_init__(self) -> None:
         if not self.ids or any(not row for row in self.ids):
-            raise UserError(f"scenario={self.name!r}: has no tokens; give ids, texts or a file that is not empty")
+            raise UserError(
+                f"scenario={self.name!r}: has no tokens; give ids, texts or a file that is not empty"
+            )
         if self.steps < 0:
             raise UserError(f"steps={self.steps}: cannot be negative")
         if self.padding not in ("left", "right"):
@@ -78,10 +80,14 @@ class Scenario:
         if self.sampling != "greedy":
             raise UserError(f"sampling={self.sampling!r}: only greedy is defined; drop the key")
         if self.pad_to is not None and self.pad_to < max(map(len, self.ids)):
-            raise UserError(f"pad_to={self.pad_to}: shorter than the longest prompt ({max(map(len, self.ids))})")
+            raise UserError(
+                f"pad_to={self.pad_to}: shorter than the longest prompt ({max(map(len, self.ids))})"
+            )
         for reset in self.resets:
             if not 1 <= reset <= self.steps:
-                raise UserError(f"resets={list(self.resets)}: {reset} is not a decode step of 1..{self.steps}")
+                raise UserError(
+                    f"resets={list(self.resets)}: {reset} is not a decode step of 1..{self.steps}"
+                )
 
     @property
     def batch(self) -> int:
@@ -109,6 +115,19 @@ class Scenario:
         data = asdict(self)
         data["policy"] = str(self.policy)
         return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Scenario:
+        """Read back what `to_json` wrote."""
+        return cls(
+            **{
+                **data,
+                "policy": CachePolicy.parse(data["policy"]),
+                "ids": tuple(tuple(row) for row in data["ids"]),
+                "resets": tuple(data["resets"]),
+                "texts": tuple(data["texts"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -245,17 +264,21 @@ class Model(Protocol):
     @property
     def window(self) -> int:
         """Rows that the deployed model attends to: what a bare `window` cache policy means."""
+
     @property
     def wiring(self) -> Wiring:
         """The default static build: every row handed in may be attended to."""
+
     @property
     def masked_wiring(self) -> Wiring:
         """The build with an additive `mask` port, for histories shorter than the window and for padding."""
+
     @property
     def roles(self) -> tuple[Role, ...]: ...
     @property
     def taps(self) -> tuple[str, ...]:
         """Canonical tap names in execution order."""
+
     @property
     def renames(self) -> Mapping[str, str]:
         """Names that the original programs used -> canonical tap."""
@@ -287,7 +310,7 @@ class Case:
     """Model + weights + scenario.
 
     `state` is the checkpoint (float32, whole model), `weights` the digest of its source, `weights_label`
-    where it came from.
+    says in words where it came from and `weights_spec` how it was asked for (None: the trained one).
     """
 
     model: Model
@@ -295,6 +318,7 @@ class Case:
     weights: str
     scenario: Scenario
     weights_label: str = ""
+    weights_spec: str | None = None
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,9 @@ def _notes(
         for glob in rules.tolerance.unmatched(known)
     ]
     notes += [
-        Finding("warning", f"taps={glob!r} matched no tap") for glob in taps if not any(matches(t, [glob]) for t in known)
+        Finding("warning", f"taps={glob!r} matched no tap")
+        for glob in taps
+        if not any(matches(t, [glob]) for t in known)
     ]
     notes += [Finding("note", text) for text in candidate.provenance.get("substitutions", ())]
     notes += [Finding("warning", text) for text in candidate.provenance.get("warnings", ())]

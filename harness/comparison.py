@@ -23,7 +23,7 @@ EXIT_CODES = {"parity": 0, "divergence": 1, "inconclusive": 3, "failed": 4}
 
 @dataclass(slots=True)
 class Row:
-    """One record of the reference and what the candidate had for it. Read it; only the comparison fills it in.
+    """One record of the reference and what the candidate had for it. Only the comparison fills it in.
 
     `error` is the relative L2 error of the forced replay (what was inherited and what was born here),
     `local` that of the isolated replay (born here); `ratio` and `local_ratio` are the same errors as

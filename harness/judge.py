@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from .metrics import Metrics
+    from .metrics.widen import Format
     from .tolerance import Bound
 
 FACTOR = 8.0
 """A row passes up to this multiple of its floor: healthy reordering of sums reaches 3 x by row."""
 SCALE_SHARE = 0.1
 """Quieter rows are held against this share of the tensor's RMS: their noise comes from louder rows."""
+
+ABOVE = math.nextafter(1.0, 2.0)
+"""A failing ratio is never rounded down to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,13 @@ def judge_bound(metrics: Metrics, bound: Bound, allow_nonfinite: bool = False) -
     if early is not None:
         return early
     if (metrics.atol, metrics.rtol) == (bound.atol, bound.rtol):
+        failing = metrics.mismatched > metrics.nan_both
         ratio = metrics.worst_ratio
-        return _bounded(metrics, bound, ratio) if ratio > 1.0 else Judgement("pass", ratio=ratio)
+        return (
+            _bounded(metrics, bound, max(ratio, ABOVE))
+            if failing
+            else Judgement("pass", ratio=min(ratio, 1.0))
+        )
     return _rejudged(metrics, bound)
 
 
@@ -139,11 +149,8 @@ def judge_floor(
 
 
 def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]:
-    from .metrics.rowjudge import compiled
-    from .metrics.widen import number_format
-
-    grid = number_format(dtype)
-    worst, row = compiled("worst_row")(
+    worst_row, grid = _grid(dtype)
+    worst, row = worst_row(
         metrics.raw_rows,
         metrics.plan.row_size,
         metrics.rms_expected,
@@ -155,6 +162,15 @@ def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]
         grid.smallest,
     )
     return float(worst), int(row)
+
+
+@cache
+def _grid(dtype: str) -> tuple[Any, Format]:
+    """The compiled judge of rows, loaded when first needed, and the grid of a number format."""
+    from .metrics.rowjudge import compiled
+    from .metrics.widen import number_format
+
+    return compiled("worst_row"), number_format(dtype)
 
 
 def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:

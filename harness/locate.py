@@ -21,7 +21,13 @@ def first_of(comparison: Comparison) -> First | None:
     if unseen:
         claim += f"; {len(unseen)} that were not compared before it could hide an earlier fault"
     before = next((r for r in reversed(rows[:at]) if r.status in ("equal", "pass")), None)
-    return First(row.tap, row.step, row.slice or row.reason, claim, f"{before.tap} at step {before.step}" if before else "")
+    return First(
+        row.tap,
+        row.step,
+        row.slice or row.reason,
+        claim,
+        f"{before.tap} at step {before.step}" if before else "",
+    )
 
 
 def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
@@ -40,7 +46,16 @@ def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
             segment = row.segment or row.tap
             culprits.setdefault(segment, Culprit(row.tap, row.step, segment, _undecided(row), row.ratio))
         failed_before = failed_before or row.failing or own
-    return tuple(culprits.values())
+    return tuple(culprits.values()) or _between(comparison)
+
+
+def _between(comparison: Comparison) -> tuple[Culprit, ...]:
+    """Every part is right on the reference's inputs and yet the run departs: what feeds them is at fault."""
+    row = next((row for row in comparison.records if row.failing), None)
+    if row is None:
+        return ()
+    evidence = "every segment is right on the reference's inputs; look at what is handed from one to the next"
+    return (Culprit(row.tap, row.step, "between segments", evidence, row.ratio),)
 
 
 def _born(row: Row) -> str:
@@ -49,7 +64,9 @@ def _born(row: Row) -> str:
         return row.reason
     if row.segment == CACHE:
         return f"its rows are not the ones that were appended ({ratio} what the format explains)"
-    return f"fed the reference's inputs, {row.segment or 'it'} is still off by {ratio} what the format explains"
+    return (
+        f"fed the reference's inputs, {row.segment or 'it'} is still off by {ratio} what the format explains"
+    )
 
 
 def _undecided(row: Row) -> str:

@@ -53,7 +53,7 @@ def _streamed(pair: Pair, atol: float, rtol: float) -> Metrics:
 
 
 def _logits(pair: Pair, actual: np.ndarray, expected: np.ndarray) -> LogitMetrics | None:
-    if not pair.axes.split()[-1:] == ["v"] or not np.isfinite(expected.astype(np.float64)).all():
+    if pair.axes.split()[-1:] != ["v"] or not np.isfinite(expected.astype(np.float64)).all():
         return None
     return measure_logits(actual, expected) if np.isfinite(actual.astype(np.float64)).all() else None
 

@@ -37,7 +37,9 @@ def refuse_unlike(reference: Run, candidate: Run, *, force: bool) -> list[Findin
     findings = [Finding("warning", f"different {line}; compared because of --force") for line in unlike]
     if not {"weights", "scenario_digest"} <= candidate.provenance.keys() & reference.provenance.keys():
         findings.append(
-            Finding("note", "a run does not say its weights or scenario: that both are of one case is unproven")
+            Finding(
+                "note", "a run does not say its weights or scenario: that both are of one case is unproven"
+            )
         )
     findings += [
         Finding("warning", f"the run {run.name!r} is incomplete: it was interrupted while recording")

@@ -1,4 +1,4 @@
-"""The only replay loop: drives a session over the steps of a scenario, freely or on the reference's tokens."""
+"""The only replay loop: drives a session over a scenario, freely or on the reference's tokens."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ class RowMaker:
     ) -> None:
         self.aligner = Aligner(reference, candidate, mapping=mapping)
         self.fired: dict[str, int] = {}
-        self.wiring: Mapping[str, Any] = candidate.provenance.get("wiring") or reference.provenance.get("wiring") or {}
+        self.wiring: Mapping[str, Any] = (
+            candidate.provenance.get("wiring") or reference.provenance.get("wiring") or {}
+        )
         self._candidate, self._rules = candidate, rules
         self._isolated = Aligner(reference, isolated) if isolated is not None else None
         self._sources = {row["cache"]: row["source"] for row in self.wiring.get("caches", ())}
@@ -84,7 +86,10 @@ class RowMaker:
         elif pair.reference is None and pair.expected is None:
             row.status, row.reason = "extra", "the reference has no such record"
         elif pair.direct and pair.reference is not None and pair.reference.shape != pair.candidate.shape:
-            row.status, row.reason = "shape", f"shape={pair.candidate.shape}, but should be {pair.reference.shape}"
+            row.status, row.reason = (
+                "shape",
+                f"shape={pair.candidate.shape}, but should be {pair.reference.shape}",
+            )
         else:
             self._measured(row, pair)
         return row

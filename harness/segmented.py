@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .tracer import Sink
     from .values import Values
 
-#: What a hidden slot adds to a score: exp(-1e4) is exactly 0 in fp32, fp16 and bf16, and fits into all of them.
+#: What a hidden slot adds to a score: exp(-1e4) is exactly 0 in fp32, fp16 and bf16, and all can hold it.
 HIDDEN = -1.0e4
 
 
@@ -124,7 +124,7 @@ class SegmentedSession:
                     trace_tensor(item.tap, item.array, axes=item.axes)
                     values[item.tap] = item.array
                 if now.isolate is not None and self.isolated_sink is not None:
-                    self._isolate(segment, inputs, now, now.isolate)
+                    self._isolate(segment, inputs, now, now.isolate, self.isolated_sink)
         return values[self.wiring.output]
 
     def _append(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
@@ -142,7 +142,12 @@ class SegmentedSession:
         values["mask"] = np.where(allowed, 0.0, HIDDEN).astype(np.float32)[:, None]
 
     def _isolate(
-        self, segment: Segment, inputs: Mapping[str, np.ndarray], now: _Pass, reference: Values
+        self,
+        segment: Segment,
+        inputs: Mapping[str, np.ndarray],
+        now: _Pass,
+        reference: Values,
+        sink: Sink,
     ) -> None:
         """The same call on the reference's inputs: what is wrong now was born in this segment."""
         caches = {row.cache for row in self.wiring.caches}
@@ -151,7 +156,7 @@ class SegmentedSession:
             if port.value != "mask":
                 at = self.cache.positions(port.value) if port.value in caches else now.positions
                 swapped[port.name] = reference.like(port.value, now.step, at, inputs[port.name])
-        with recording(self.isolated_sink), now.marked():
+        with recording(sink), now.marked():
             for item in self.executor.call(segment.name, swapped):
                 trace_tensor(item.tap, item.array, axes=item.axes)
 
@@ -173,7 +178,7 @@ class _Pass:
 def last_real(logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Logits `[B, T, V]` of each sequence's newest token that is no padding -> `[B, V]`."""
     newest = positions.argmax(axis=1)
-    return logits[np.arange(len(logits)), newest]
+    return np.asarray(logits[np.arange(len(logits)), newest])
 
 
 def needs_mask(*, padded: bool, windowed: bool, layout: str, static: bool) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .case import Case, Step
     from .progress import Progress
-    from .replay import Values
+    from .values import Values
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,14 @@ class Target(Protocol):
         """Why this target cannot run here and what to do; None when it can."""
 
     def prepare(
-        self, case: Case, *, arg: str, options: Options, reference: Values | None, workdir: Path, progress: Progress
+        self,
+        case: Case,
+        *,
+        arg: str,
+        options: Options,
+        reference: Values | None,
+        workdir: Path,
+        progress: Progress,
     ) -> Session:
         """Export, compile and load. Files go to `workdir`, which is cached by content digest."""
 
@@ -141,5 +148,7 @@ def split_specs(texts: Sequence[str]) -> list[Spec]:
     labels = [spec.label for spec in specs]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"cand={label!r}: named twice; give one of them a label, for example second={label}")
+            raise UserError(
+                f"cand={label!r}: named twice; give one of them a label, for example second={label}"
+            )
     return specs

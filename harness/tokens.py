@@ -65,7 +65,7 @@ def _last_logits(run: Run, output: str) -> dict[int, np.ndarray]:
 def _newest(record: Record) -> np.ndarray:
     rows = rows_first(record.read(), record.axes)
     newest = batch_positions(record).argmax(axis=1)
-    return rows[np.arange(len(rows)), newest].astype(np.float64)
+    return np.asarray(rows[np.arange(len(rows)), newest], np.float64)
 
 
 def _text(run: Run, ids: list[int]) -> str:

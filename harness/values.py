@@ -60,7 +60,7 @@ def rows_back(rows: np.ndarray, axes: str) -> np.ndarray:
     if at is None:
         raise ValueError(f"axes={axes!r}: has no token axis")
     if "b" not in letters:
-        return np.moveaxis(rows, (0, 1), (0, at + 1))[0]
+        return np.asarray(np.moveaxis(rows, (0, 1), (0, at + 1))[0])
     return np.moveaxis(rows, (0, 1), (letters.index("b"), at))
 
 
@@ -94,7 +94,9 @@ class TapRows:
         if self._table is None or self._known is None:
             raise InconclusiveError(f"step={step}: nothing is recorded for it up to there")
         if len(positions) != len(self._known):
-            raise InconclusiveError(f"batch={len(positions)}: the reference recorded {len(self._known)} sequences")
+            raise InconclusiveError(
+                f"batch={len(positions)}: the reference recorded {len(self._known)} sequences"
+            )
         inside = (positions >= 0) & (positions < self._known.shape[1])
         index = np.where(inside, positions, 0)
         sequences = np.arange(len(positions))[:, None]
@@ -149,7 +151,7 @@ class Values:
             records = self.run.records(source)
             if not records:
                 raise InconclusiveError(
-                    f"tap={tap!r}: the run {self.run.name!r} has no record of it, so it cannot be fed to a segment"
+                    f"tap={tap!r}: the run {self.run.name!r} did not record it, so no segment can be fed with it"
                 )
             self._rows[source] = TapRows(records, self.resets)
         return self._rows[source]

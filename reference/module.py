@@ -8,7 +8,7 @@ import torch
 
 from parity.harness.case import ModuleCase
 from parity.harness.errors import UserError, did_you_mean
-from parity.harness.module_session import ModuleSession, dtype_of, prepared, tensors
+from parity.harness.module_session import ModuleSession, Original, dtype_of, prepared, tensors
 from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options
 from parity.harness.values import Values
@@ -47,7 +47,8 @@ class ModuleReference:
             details={"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__},
         )
         inputs = tensors(module, case.inputs, dtype=dtype, device=device)
-        return ModuleSession(module, inputs, facts, UserError, options.seed)
+        original = Original.of(case) if reference is not None else None
+        return ModuleSession(module, inputs, facts, UserError, options.seed, original)
 
 
 def wanted_dtype(arg: str, options: Options) -> str | None:

@@ -141,7 +141,9 @@ def checked_device(device: str | None) -> str:
     except RuntimeError as error:
         raise UserError(f"device={name!r}: not a torch device; use cpu, cuda or cuda:N") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: torch sees no CUDA device here; use cpu, or a machine that has one")
+        raise UserError(
+            f"device={name!r}: torch sees no CUDA device here; use cpu, or a machine that has one"
+        )
     return name
 
 

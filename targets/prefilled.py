@@ -39,7 +39,7 @@ class PrefilledSession:
             return self.inner.step(step, tokens, positions, isolate)
         if not np.array_equal(np.sort(positions), np.sort(self.filled.positions)):
             raise InconclusiveError(
-                f"prefilled: the files hold {self.filled.positions.shape[1]} rows per sequence, this scenario's "
+                f"prefilled: the files hold {self.filled.positions.shape[1]} rows a sequence, this scenario's "
                 f"prompt has {positions.shape[1]}; prefill this prompt, or pass it with --prompt"
             )
         cache = self.inner.cache
@@ -92,7 +92,9 @@ class PrefilledTarget:
         folder = Path(arg) if arg else workdir / "prefilled"
         if not arg:
             if reference is None:
-                raise UserError("prefilled: as the reference it needs files; use prefilled:DIR, made by `parity prefill`")
+                raise UserError(
+                    "prefilled: as the reference it needs files; use prefilled:DIR, made by `parity prefill`"
+                )
             write(folder, collect(case, reference))
         filled = read(folder)
         layout, dtype = parse_arg("", case.scenario, options.dtype)
@@ -103,7 +105,10 @@ class PrefilledTarget:
         facts = replace(
             inner.facts,
             unobserved=(Unobserved("*", "prefilled on the host", steps=prefill_steps(case)),),
-            substitutions=(*inner.facts.substitutions, f"the prompt's keys and values come from files in {folder.name}"),
+            substitutions=(
+                *inner.facts.substitutions,
+                f"the prompt's keys and values come from files in {folder.name}",
+            ),
         )
         return PrefilledSession(inner, filled, facts)
 

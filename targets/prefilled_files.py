@@ -25,7 +25,7 @@ NAMES = ("past_k", "past_v", "rope")
 
 @dataclass(frozen=True)
 class Prefilled:
-    """Keys, values `[L, B, G, S, D]`, positions `[B, S]` and rotary rows `[2, 1, N, D]` from `rope_start` on."""
+    """Keys, values `[L, B, G, S, D]`, positions `[B, S]`, rotary rows `[2, 1, N, D]` from `rope_start`."""
 
     past_k: np.ndarray
     past_v: np.ndarray
@@ -67,11 +67,13 @@ def read(folder: Path) -> Prefilled:
     past_k, past_v, rope = (arrays[name] for name in NAMES)
     if past_k.ndim != 5 or past_k.shape != past_v.shape:
         raise UserError(
-            f"prefilled:{folder}: past_k has shape {past_k.shape} and past_v {past_v.shape}, but both should be "
+            f"prefilled:{folder}: past_k has shape {past_k.shape} and past_v {past_v.shape}, but should be "
             "[layers, batch, heads, tokens, channels]"
         )
     if rope.ndim != 4 or rope.shape[0] != 2 or rope.shape[-1] != past_k.shape[-1]:
-        raise UserError(f"prefilled:{folder}: rope has shape {rope.shape}, but should be [2, 1, N, {past_k.shape[-1]}]")
+        raise UserError(
+            f"prefilled:{folder}: rope has shape {rope.shape}, but should be [2, 1, N, {past_k.shape[-1]}]"
+        )
     note = _read_note(folder / "prefill.json", past_k.shape[1], past_k.shape[3])
     return Prefilled(past_k, past_v, rope, **note)
 
@@ -103,5 +105,7 @@ def _read_note(path: Path, batch: int, rows: int) -> Mapping[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a prefill note ({error}); prefill again") from error
     if positions.shape != (batch, rows):
-        raise UserError(f"{path}: positions have shape {positions.shape}, but the cache holds {(batch, rows)}")
+        raise UserError(
+            f"{path}: positions have shape {positions.shape}, but the cache holds {(batch, rows)}"
+        )
     return {"positions": positions, "rope_start": start}

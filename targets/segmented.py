@@ -58,7 +58,9 @@ def torch_session(
     wiring = case.model.masked_wiring if masked else case.model.wiring
     device = options.device or "cpu"
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device!r}: torch sees no CUDA device here; use cpu, or a machine that has one")
+        raise UserError(
+            f"device={device!r}: torch sees no CUDA device here; use cpu, or a machine that has one"
+        )
     name = str(dtype).removeprefix("torch.")
     return SegmentedSession(
         wiring=wiring,
@@ -77,18 +79,22 @@ def torch_session(
 
 
 def parse_arg(arg: str, scenario: Scenario, default_dtype: str | None) -> tuple[str, torch.dtype]:
-    """`grow+bf16` -> layout and dtype; a windowed scenario is run in a rolling window unless told otherwise."""
+    """`grow+bf16` -> layout and dtype; a windowed scenario runs in a rolling window by default."""
     layout = "grow" if scenario.policy.window is None else "window"
     dtype = DTYPES.get(default_dtype or "fp32")
     if dtype is None:
-        raise UserError(f"dtype={default_dtype!r}: not for torch segments. {did_you_mean(str(default_dtype), DTYPES)}")
+        raise UserError(
+            f"dtype={default_dtype!r}: not for torch segments. {did_you_mean(str(default_dtype), DTYPES)}"
+        )
     for word in filter(None, arg.split("+")):
         if word in DTYPES:
             dtype = DTYPES[word]
         elif word in LAYOUTS:
             layout = word
         else:
-            raise UserError(f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *DTYPES])}")
+            raise UserError(
+                f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *DTYPES])}"
+            )
     if layout == "window" and scenario.policy.window is None:
         raise UserError("segmented:window: the scenario's cache policy is full; use segmented:grow")
     return layout, dtype

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.harness.case import Case, ModuleCase, Scenario
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
-from parity.harness.target import Spec
 
-from .request import Request
+from .request import DEFAULT_MODEL, DEFAULT_SCENARIO, Request
+
+if TYPE_CHECKING:
+    from parity.harness.trace import Run
 
 
-def build_case(request: Request, *, progress: Progress) -> Case:
-    """The case of one of our models; trains its checkpoint on the spot if the cache has none."""
+def build_case(request: Request, *, progress: Progress, like: Run | None = None) -> Case:
+    """The case of one of our models; trains its checkpoint on the spot if the cache has none.
+
+    What the request leaves open is taken from the stored run `like`, so that a candidate is executed on the
+    case that its reference was recorded on; without one, from the defaults.
+    """
     from parity.fixtures import load_scenario, override
     from parity.models import find_model
     from parity.reference.checkpoints import load_weights
 
-    model = find_model(request.model)
+    recorded: Mapping[str, Any] = (
+        like.provenance if like is not None and "scenario" in like.provenance else {}
+    )
+    model = find_model(request.model or recorded.get("model") or DEFAULT_MODEL)
+    if request.scenario is None and recorded:
+        scenario = Scenario.from_json(recorded["scenario"])
+    else:
+        scenario = load_scenario(request.scenario or DEFAULT_SCENARIO, model)
     scenario = override(
-        load_scenario(request.scenario, model),
+        scenario,
         model,
         steps=request.steps,
         batch=request.batch,
@@ -31,18 +45,20 @@ def build_case(request: Request, *, progress: Progress) -> Case:
         policy=request.cache,
         seed=request.seed,
     )
-    state, digest, label = load_weights(request.weights, model, progress=progress)
-    return Case(model, state, digest, scenario, weights_label=label)
+    weights = request.weights or recorded.get("weights_spec")
+    state, digest, label = load_weights(weights, model, progress=progress)
+    return Case(model, state, digest, scenario, weights_label=label, weights_spec=weights)
 
 
 def build_module_case(request: Request) -> ModuleCase:
     """The case of a module of the user's: its factory and the arrays it is called with."""
+    assert request.model is not None
     from parity.harness.imports import load_factory, read_inputs
     from parity.reference.checkpoints import digest_of
 
     if request.inputs is None:
         raise UserError(
-            f"model={request.model!r}: a module of your own needs --inputs FILE.npz, one array per argument of forward"
+            f"model={request.model!r}: your own module needs --inputs FILE.npz, one array per argument"
         )
     module = load_factory(request.model)()
     inputs = read_inputs(request.inputs, module)
@@ -58,13 +74,19 @@ def scenario_digest(scenario: Scenario) -> str:
 def case_provenance(case: Case | ModuleCase) -> dict[str, Any]:
     """What a run says of its case."""
     if isinstance(case, ModuleCase):
-        return {"model": case.spec, "weights": case.weights, "scenario_digest": inputs_digest(case), "policy": "none"}
+        return {
+            "model": case.spec,
+            "weights": case.weights,
+            "scenario_digest": inputs_digest(case),
+            "policy": "none",
+        }
     scenario = case.scenario
     return {
         "model": case.model.name,
         "config": asdict(case.model.config),
         "weights": case.weights,
         "weights_from": case.weights_label,
+        "weights_spec": case.weights_spec,
         "scenario": scenario.to_json(),
         "scenario_digest": scenario_digest(scenario),
         "policy": str(scenario.policy),
@@ -85,14 +107,6 @@ def inputs_digest(case: ModuleCase) -> str:
         hasher.update(f"{name}:{array.dtype}:{array.shape}:".encode())
         hasher.update(array.tobytes())
     return hasher.hexdigest()
-
-
-def label_of(spec: Spec, taken: set[str]) -> str:
-    """The name of a run: the label, made unique among the runs of one file."""
-    label, number = spec.label, 2
-    while label in taken:
-        label, number = f"{spec.label}-{number}", number + 1
-    return label
 
 
 def _digest(data: Any) -> str:

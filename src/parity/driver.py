@@ -12,7 +12,7 @@ from typing import Any
 from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import compare_runs
 from parity.harness.comparison import Comparison, Finding, Result, Side
-from parity.harness.errors import CandidateError, ParityError, UserError
+from parity.harness.errors import CandidateError, InconclusiveError, UserError
 from parity.harness.judge import Floor
 from parity.harness.mapping import TapMap, load_map
 from parity.harness.progress import Progress, Silent
@@ -23,7 +23,7 @@ from parity.harness.trace import Run, Trace
 from parity.harness.values import Values
 
 from .cases import build_case, build_module_case
-from .floors import noise_floor
+from .floors import dtypes_of, noise_floor, store_floors, stored_floors
 from .recorder import ISOLATED, Job, record, stored
 from .request import Request
 
@@ -62,7 +62,9 @@ def new_folder(out: str | Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out={str(folder)!r}: cannot be made ({error.strerror}); name another folder") from error
+        raise UserError(
+            f"out={str(folder)!r}: cannot be made ({error.strerror}); name another folder"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"out={str(folder)!r}: cannot be written to; name another folder")
     return folder
@@ -77,24 +79,28 @@ class _Driver:
         self.tolerance = load_tolerance(request.tol)
         self.mapping: TapMap | None = load_map(request.map) if request.map else None
         self.reference_spec = parse_spec(request.ref)
+        self._built: Case | ModuleCase | None = None
         self.specs = split_specs(request.cand)
         if not self.specs:
             raise UserError("cand: name at least one candidate, for example --cand onnx")
 
     def run(self, *, report: bool) -> Result:
         """Everything: the result holds a comparison per candidate."""
-        self.case = self._case()
         reference, side = self._reference()
         comparisons = tuple(self._candidate(spec, reference, side) for spec in self.specs)
-        result = Result(comparisons, provenance=_environment(self.request), files={})
+        result = Result(comparisons, provenance=_environment(self.request, reference))
         return self._reported(result) if report else result
 
-    def _case(self) -> Case | ModuleCase:
-        if self.request.own_module:
-            return build_module_case(self.request)
-        if self.request.inputs is not None:
-            raise UserError(f"inputs: belongs to a module of your own; --model {self.request.model} has a scenario")
-        return build_case(self.request, progress=self.progress)
+    def _case(self, like: Run | None) -> Case | ModuleCase:
+        """The case, built once, when something has to be executed."""
+        if self._built is None:
+            if self.request.own_module:
+                self._built = build_module_case(self.request)
+            elif self.request.inputs is not None:
+                raise UserError("inputs: belongs to a module of your own; name it with --model PKG:FACTORY")
+            else:
+                self._built = build_case(self.request, progress=self.progress, like=like)
+        return self._built
 
     def _reference(self) -> tuple[Run, Side]:
         spec = self.reference_spec
@@ -107,12 +113,22 @@ class _Driver:
 
     def _candidate(self, spec: Spec, reference: Run, side: Side) -> Comparison:
         spec = replace(spec, label=self._free_label(spec.label, reference.name))
+        failed = Comparison(
+            spec.label, side, Side(spec.label, spec.label, spec.text, ""), replay=self.request.replay
+        )
         try:
             run, isolated, path = self._candidate_run(spec, reference)
         except CandidateError as error:
-            empty = Side(spec.label, spec.label, spec.text, "")
-            return Comparison(spec.label, side, empty, failure=str(error), replay=self.request.replay)
-        floors = self._floors(reference, run)
+            return replace(failed, failure=str(error))
+        except InconclusiveError as error:
+            return replace(failed, inconclusive=str(error))
+        floors = self._floors(spec, reference, run)
+        if self.request.replay == "isolated":
+            if isolated is None:
+                return replace(
+                    failed, inconclusive=f"{spec.text}: its parts cannot be run alone; use --replay forced"
+                )
+            run, isolated = isolated, None
         comparison = compare_runs(
             reference,
             run,
@@ -131,7 +147,9 @@ class _Driver:
         if spec.kind == "stored":
             trace, name = stored(spec)
             return trace[name], _isolated(trace, name), spec.name
-        derived = {row["cache"]: row["source"] for row in reference.provenance.get("wiring", {}).get("caches", ())}
+        derived = {
+            row["cache"]: row["source"] for row in reference.provenance.get("wiring", {}).get("caches", ())
+        }
         label = record(self._job(spec, Values(reference, derived=derived)), progress=self.progress)
         trace = Trace(self.trace)
         return trace[label], _isolated(trace, label), str(self.trace)
@@ -141,21 +159,38 @@ class _Driver:
         return f"{label}-cand" if label == taken else label
 
     def _job(self, spec: Spec, reference: Values | None) -> Job:
-        workdir = _cache() / "work"
-        return Job(spec, self.case, self.request.options, self.trace, workdir, self.request.replay, reference)
+        case = self._case(reference.run if reference is not None else None)
+        return Job(
+            spec, case, self.request.options, self.trace, _cache() / "work", self.request.replay, reference
+        )
 
-    def _floors(self, reference: Run, candidate: Run) -> dict[str, Floor]:
-        if not self.tolerance.kind == "auto":
+    def _floors(self, spec: Spec, reference: Run, candidate: Run) -> dict[str, Floor]:
+        """The noise floor: as stored beside the reference, else measured on the case and stored there."""
+        if self.tolerance.kind != "auto":
             return {}
-        dtypes = tuple(str(run.provenance.get("dtype", "float32")) for run in (reference, candidate))
-        return noise_floor(self.case, dtypes, _cache(), progress=self.progress)
+        dtypes = dtypes_of(reference, candidate)
+        held = self.reference_spec.name if self.reference_spec.kind == "stored" else self.trace
+        floors = stored_floors(held, reference, dtypes)
+        if floors or spec.kind == "stored":
+            return floors
+        floors = noise_floor(self._case(reference), dtypes, _cache(), progress=self.progress)
+        if floors and self.reference_spec.kind != "stored":
+            store_floors(self.trace, reference, dtypes, floors)
+        return floors
 
     def _reported(self, result: Result) -> Result:
         from parity.reports.html import write_html
         from parity.reports.json_report import write_json
 
-        files = {"trace": str(self.trace), "json": str(self.folder / "report.json"), "html": str(self.folder / "report.html")}
-        result = replace(result, files={kind: path for kind, path in files.items() if kind != "trace" or self.trace.exists()})
+        files = {
+            "trace": str(self.trace),
+            "json": str(self.folder / "report.json"),
+            "html": str(self.folder / "report.html"),
+        }
+        result = replace(
+            result,
+            files={kind: path for kind, path in files.items() if kind != "trace" or self.trace.exists()},
+        )
         with self.progress.stage("reporting", 2) as bar:
             write_json(result, self.folder / "report.json")
             bar.advance()
@@ -179,27 +214,37 @@ def _side(run: Run, label: str, path: str) -> Side:
 def _observer(run: Run) -> list[Finding]:
     """What tapping changed: outputs of the tapped build that differ from the clean build's."""
     effect = run.provenance.get("details", {}).get("observer_effect", {})
-    return [
-        Finding("note", f"tapping changed {name} of the candidate by up to {change:.3g}; the clean build is what is judged")
-        for name, change in effect.items()
-        if change
-    ]
+    changed = {name: seen["max_abs"] for name, seen in effect.items() if not seen["bitwise"]}
+    if not changed:
+        return []
+    worst = max(changed, key=lambda name: changed[name])
+    text = f"tapping changed {len(changed)} of {len(effect)} outputs, most {worst}, by {changed[worst]:.3g}"
+    return [Finding("note", f"{text}; what flows on and is judged is the clean build's")]
 
 
-def _cache() -> Path:
-    from parity.reference.checkpoints import cache_folder
-
-    return cache_folder()
-
-
-def _environment(request: Request) -> dict[str, Any]:
+def _environment(request: Request, reference: Run) -> dict[str, Any]:
     import platform
     from dataclasses import asdict
     from importlib.metadata import version
 
     asked = {key: str(value) for key, value in asdict(request).items() if value not in (None, (), False)}
     libraries = {name: version(name) for name in ("parity", "torch", "numpy", "onnxruntime", "onnx", "h5py")}
-    return {"request": asked, "libraries": libraries, "host": platform.platform(), "python": platform.python_version()}
+    return {
+        "model": reference.provenance.get("model", "unknown"),
+        "scenario": reference.provenance.get("scenario", {}).get("name", "inputs"),
+        "cache policy": reference.provenance.get("policy", "none"),
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "request": asked,
+        "libraries": libraries,
+        "host": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _cache() -> Path:
+    from parity.reference.checkpoints import cache_folder
+
+    return cache_folder()
 
 
 def compare_traces(
@@ -210,7 +255,7 @@ def compare_traces(
     cand_run: str | None = None,
     tol: str = "auto",
     taps: Sequence[str] = (),
-    map: str | None = None,  # noqa: A002  (the word of the command line)
+    map: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -223,19 +268,16 @@ def compare_traces(
         trace, chosen = stored(Spec(name or "", str(path), "stored", str(path), name or ""))
         sides.append((trace, chosen, str(path)))
     (ref_trace, ref_name, ref_path), (cand_trace, cand_name, cand_path) = sides
+    one, two = ref_trace[ref_name], cand_trace[cand_name]
     return compare_runs(
-        ref_trace[ref_name],
-        cand_trace[cand_name],
-        rules=Rules(load_tolerance(tol), stored_floors(ref_trace[ref_name])),
-        sides=(_side(ref_trace[ref_name], ref_name, ref_path), _side(cand_trace[cand_name], cand_name, cand_path)),
+        one,
+        two,
+        rules=Rules(load_tolerance(tol), stored_floors(ref_path, one, dtypes_of(one, two))),
+        sides=(_side(one, ref_name, ref_path), _side(two, cand_name, cand_path)),
         isolated=_isolated(cand_trace, cand_name),
         taps=taps,
         mapping=load_map(map) if map else None,
+        replay=str(two.provenance.get("replay", "forced")),
         force=force,
         progress=progress,
     )
-
-
-def stored_floors(run: Run) -> dict[str, Floor]:
-    """The noise floor that a run carries; empty if it was never measured."""
-    return {tap: Floor(**level) for tap, level in run.provenance.get("floors", {}).items()}

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from parity.harness.case import Case, ModuleCase
@@ -19,10 +20,10 @@ from parity.harness.compare import floors_from
 from parity.harness.judge import Floor
 from parity.harness.progress import Progress
 from parity.harness.target import Options, parse_spec
-from parity.harness.trace import Trace
+from parity.harness.trace import Run, Trace, TraceWriter
 
 from .cases import case_provenance
-from .recorder import Job, record
+from .recorder import FLOOR, Job, record
 
 #: Raised when the way floors are measured changes, so that cached ones are measured anew.
 VERSION = 1
@@ -30,7 +31,9 @@ VERSION = 1
 BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 15}
 
 
-def noise_floor(case: Case | ModuleCase, dtypes: tuple[str, ...], cache: Path, *, progress: Progress) -> dict[str, Floor]:
+def noise_floor(
+    case: Case | ModuleCase, dtypes: tuple[str, ...], cache: Path, *, progress: Progress
+) -> dict[str, Floor]:
     """Floor per tap for runs in these number formats; empty for a format that torch cannot emulate here."""
     dtype = min(dtypes, key=lambda name: BITS.get(name, 0))
     if dtype not in BITS:
@@ -64,15 +67,44 @@ def _specs(case: Case | ModuleCase, dtype: str) -> list[str]:
 def _digest(case: Case | ModuleCase, dtype: str) -> str:
     import torch
 
-    known = {key: value for key, value in case_provenance(case).items() if key not in ("scenario", "wiring", "roles")}
-    text = json.dumps([VERSION, known, dtype, torch.__version__, torch.get_num_threads()], sort_keys=True, default=str)
+    known = {
+        key: value
+        for key, value in case_provenance(case).items()
+        if key not in ("scenario", "wiring", "roles")
+    }
+    text = json.dumps(
+        [VERSION, known, dtype, torch.__version__, torch.get_num_threads()], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _write(path: Path, floors: Mapping[str, Floor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps({tap: {"rms": floor.rms, "peak": floor.peak} for tap, floor in floors.items()}))
+    draft.write_text(
+        json.dumps({tap: {"rms": floor.rms, "peak": floor.peak} for tap, floor in floors.items()})
+    )
     os.replace(draft, path)
 
 
+def dtypes_of(*runs: Run) -> tuple[str, ...]:
+    """The number formats that runs say they were computed in."""
+    return tuple(str(run.provenance.get("dtype", "float32")) for run in runs)
+
+
+def store_floors(path: Path, reference: Run, dtypes: tuple[str, ...], floors: Mapping[str, Floor]) -> None:
+    """Keep a floor beside its reference, so that stored runs can be judged anywhere."""
+    levels = {tap: asdict(floor) for tap, floor in floors.items()}
+    with (
+        TraceWriter(path) as writer,
+        writer.run(reference.name + FLOOR, provenance={"floors": levels, "dtypes": dtypes}),
+    ):
+        pass
+
+
+def stored_floors(path: Path | str, reference: Run, dtypes: tuple[str, ...]) -> dict[str, Floor]:
+    """The noise floor that lies beside a reference for these number formats; empty if none was measured."""
+    for run in Trace(path).runs:
+        if run.name == reference.name + FLOOR and sorted(run.provenance["dtypes"]) == sorted(dtypes):
+            return {tap: Floor(**level) for tap, level in run.provenance["floors"].items()}
+    return {}

@@ -15,7 +15,7 @@ from parity.harness.case import Case, ModuleCase, Step
 from parity.harness.errors import CandidateError, ParityError, UserError
 from parity.harness.progress import Progress
 from parity.harness.replay import Replayed, replay
-from parity.harness.target import Options, Spec
+from parity.harness.target import Options, Spec, Unobserved
 from parity.harness.trace import RunWriter, Trace, TraceWriter
 from parity.harness.tracer import recording
 from parity.harness.tracer import step as mark_step
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from parity.harness.target import Session, Target
     from parity.harness.values import Values
 
-#: Suffix of the run that holds a candidate's isolated replay.
+#: Suffixes of runs that belong to another: a candidate's isolated replay, a reference's noise floor.
 ISOLATED = "@isolated"
+FLOOR = "@floor"
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,16 @@ def record(job: Job, *, progress: Progress) -> str:
         isolate = job.replay != "free" and hasattr(session, "isolated_sink") and job.reference is not None
         if isolate:
             isolated = stack.enter_context(_run(writer, job.spec.label + ISOLATED, job, session))
+            isolated.update_provenance(unobserved=_fed(job))
             session.isolated_sink = isolated  # type: ignore[attr-defined]
         try:
             done = _execute(session, job, run, isolate=isolate, progress=progress)
         except (ParityError, KeyboardInterrupt):
             raise
         except Exception as error:
-            raise CandidateError(f"{job.spec.text}: failed while running: {type(error).__name__}: {error}") from error
+            raise CandidateError(
+                f"{job.spec.text}: failed while running: {type(error).__name__}: {error}"
+            ) from error
         run.update_provenance(seconds=done.seconds, **_after(session))
     return job.spec.label
 
@@ -117,7 +121,9 @@ def _prepared(target: Target, job: Job, progress: Progress) -> Session:
     except (ParityError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise CandidateError(f"{job.spec.text}: could not be prepared: {type(error).__name__}: {error}") from error
+        raise CandidateError(
+            f"{job.spec.text}: could not be prepared: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _options(job: Job) -> Options:
@@ -144,6 +150,14 @@ def _run(writer: TraceWriter, name: str, job: Job, session: Session) -> RunWrite
     )
 
 
+def _fed(job: Job) -> list[dict[str, Any]]:
+    """Taps that an isolated replay does not compute, because it takes them from the reference."""
+    assert isinstance(job.case, Case)
+    wiring = job.case.model.wiring
+    taps = ["ids", "rope", *(row.cache for row in wiring.caches)]
+    return [asdict(Unobserved(tap, "fed from the reference")) for tap in taps]
+
+
 def _after(session: Session) -> Mapping[str, Any]:
     """What a session only knows once it has run: observer effect, warnings."""
     facts = session.facts
@@ -163,10 +177,12 @@ def stored(spec: Spec) -> tuple[Trace, str]:
     trace = Trace(spec.name)
     if spec.arg:
         return trace, spec.arg
-    names = list(dict.fromkeys(run.name for run in trace.runs if not run.name.endswith(ISOLATED)))
+    names = list(dict.fromkeys(run.name for run in trace.runs if not run.name.endswith((ISOLATED, FLOOR))))
     if len(names) == 1:
         return trace, names[0]
     chosen = next((name for name in ("torch", "ref") if name in names), None)
     if chosen is None:
-        raise UserError(f"{spec.name}: holds the runs {', '.join(names) or 'none'}; say which, as {spec.name}:RUN")
+        raise UserError(
+            f"{spec.name}: holds the runs {', '.join(names) or 'none'}; say which, as {spec.name}:RUN"
+        )
     return trace, chosen

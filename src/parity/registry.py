@@ -23,7 +23,9 @@ def merged(group: str, *tables: Mapping[str, str]) -> dict[str, str]:
     for table in (*tables, extra):
         for name, path in table.items():
             if name in out:
-                raise UserError(f"{group}={name!r}: is defined twice, by {out[name]} and {path}; rename one of them")
+                raise UserError(
+                    f"{group}={name!r}: is defined twice, by {out[name]} and {path}; rename one of them"
+                )
             out[name] = path
     return out
 

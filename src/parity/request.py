@@ -22,8 +22,8 @@ class Request:
 
     ref: str = "torch"
     cand: tuple[str, ...] = ()
-    model: str = DEFAULT_MODEL
-    scenario: str = DEFAULT_SCENARIO
+    model: str | None = None
+    scenario: str | None = None
     prompt: str | None = None
     steps: int | None = None
     batch: int | None = None
@@ -69,7 +69,7 @@ class Request:
     @property
     def own_module(self) -> bool:
         """Whether `model` names a factory of the user's (PKG:FACTORY) and not a row of ours."""
-        return ":" in self.model
+        return self.model is not None and ":" in self.model
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,8 +1,9 @@
-"""One fault planted into the cache or the positions, outside every graph: caught, located, named a cache fault."""
+"""One fault planted into the cache or the positions, outside every graph: caught, located, named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,17 @@ FAULTS = {
     "M43-stale-head": (_views(_only("layer0.ks", _stale_head)), "layer0.ks"),
     "M69-cache-in-fp16": (_views(_only("layer2.vs", _fp16)), "layer2.vs"),
     "two-rows-swapped": (_views(_only("layer3.vs", _swapped_rows)), "layer3.vs"),
-    "newest-row-missing": (_views(_only("layer0.vs", lambda view: np.concatenate([view[:, :, :1], view[:, :, :-1]], 2))), "layer0.vs"),
+    "newest-row-missing": (
+        _views(_only("layer0.vs", lambda view: np.concatenate([view[:, :, :1], view[:, :, :-1]], 2))),
+        "layer0.vs",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_in_the_cache_is_caught_and_located(name: str, hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_cache_is_caught_and_located(
+    name: str, hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant, tap = FAULTS[name]
     plant(monkeypatch)
     comparison = hold()
@@ -65,24 +71,23 @@ def test_a_fault_in_the_cache_is_caught_and_located(name: str, hold: Any, monkey
 
 def test_keys_and_values_in_each_others_place_are_found(hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """M55."""
-    original = caches.WindowCache.append
-    other = {"layer1.ks": "layer1.vs", "layer1.vs": "layer1.ks"}
+    original = segmented.torch_session
 
-    def append(self: Any, cache: str, rows: np.ndarray, positions: np.ndarray) -> None:
-        original(self, other.get(cache, cache), rows, positions)
+    def session(*arguments: Any) -> Any:
+        built = original(*arguments)
+        rows = [
+            replace(row, source=row.source[:-1] + {"k": "v", "v": "k"}[row.source[-1]])
+            if row.cache.startswith("layer1")
+            else row
+            for row in built.wiring.caches
+        ]
+        built.wiring = replace(built.wiring, caches=tuple(rows))
+        return built
 
-    def order(self: Any, cache: str) -> np.ndarray:
-        held = self._rows.get(cache)
-        return held if held is not None else self._rows[other[cache]]
-
-    monkeypatch.setattr(caches.WindowCache, "append", append)
-    monkeypatch.setattr(caches.WindowCache, "view", order)
-    monkeypatch.setattr(
-        caches.WindowCache, "positions", lambda self, cache: self._held.get(cache, next(iter(self._held.values())))
-    )
+    monkeypatch.setattr(segmented, "torch_session", session)
     comparison = hold()
     assert comparison.verdict == "divergence"
-    assert comparison.culprits[0].tap == "layer1.ks"
+    assert [culprit.tap for culprit in comparison.culprits] == ["layer1.ks"]
 
 
 def test_a_fault_that_begins_late_is_located_at_its_step(hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +106,13 @@ def test_a_fault_that_begins_late_is_located_at_its_step(hold: Any, monkeypatch:
     assert comparison.culprits[0].segment == "cache"
 
 
-def test_a_window_that_leaves_out_the_current_token_is_found(hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_that_leaves_out_the_current_token_is_found(
+    hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """M39: one row too few, so a position that may be attended to is not there."""
-    monkeypatch.setattr(segmented, "new_cache", lambda case, layout: caches.WindowCache(case.scenario.batch, 7))
+    monkeypatch.setattr(
+        segmented, "new_cache", lambda case, layout: caches.WindowCache(case.scenario.batch, 7)
+    )
     comparison = hold(cache="window(8)", prompt="abcdefghijklmnopqrst")
     assert comparison.verdict == "divergence"
     assert comparison.culprits[0].tap == "layer0.ks"
@@ -111,7 +120,9 @@ def test_a_window_that_leaves_out_the_current_token_is_found(hold: Any, monkeypa
 
 
 @pytest.mark.parametrize("offset", [-1, 1])
-def test_positions_off_by_one_after_the_prompt_are_found(offset: int, hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_off_by_one_after_the_prompt_are_found(
+    offset: int, hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """M11."""
     original = RopeTable.__call__
     prompt = 20

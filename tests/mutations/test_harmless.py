@@ -41,7 +41,10 @@ def test_a_reordered_sum_is_no_divergence(hold: Any, monkeypatch: pytest.MonkeyP
             return original(self, x)
         order = torch.arange(self.in_features - 1, -1, -1)
         half = self.in_features // 2
-        mixed = x[..., order[:half]] @ self.weight[:, order[:half]].T + x[..., order[half:]] @ self.weight[:, order[half:]].T
+        mixed = (
+            x[..., order[:half]] @ self.weight[:, order[:half]].T
+            + x[..., order[half:]] @ self.weight[:, order[half:]].T
+        )
         return mixed if self.bias is None else mixed + self.bias
 
     def only_segments(original_call: Any) -> Any:

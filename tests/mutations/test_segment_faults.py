@@ -174,22 +174,37 @@ def _embedding_shift(built: dict[str, nn.Module]) -> None:
 FAULTS: dict[str, Fault] = {
     "M01-interleaved-rope": Fault(_replace(segments.LayerHead, "_rotated", _interleaved), "layer0.q"),
     "M03-sign-on-keys": Fault(
-        _replace(segments.LayerHead, "_rotated", _only_keys(lambda x, rope: torch.stack((rope[0], -rope[1])))),
+        _replace(
+            segments.LayerHead, "_rotated", _only_keys(lambda x, rope: torch.stack((rope[0], -rope[1])))
+        ),
         "layer0.k",
     ),
-    "M07-cos-sin-swapped": Fault(_replace(segments.LayerHead, "_rotated", _on_rope(lambda rope: rope.flip(0))), "layer0.q"),
+    "M07-cos-sin-swapped": Fault(
+        _replace(segments.LayerHead, "_rotated", _on_rope(lambda rope: rope.flip(0))), "layer0.q"
+    ),
     "M09-rope-rounded": Fault(
         _replace(segments.LayerHead, "_rotated", _on_rope(lambda rope: rope.bfloat16().float())), "layer0.q"
     ),
     "M23-future-leak": Fault(
-        _replace(segments.LayerBottom, "_hide", _future), "layer0.attn", cand="segmented:grow", scenario="full"
+        _replace(segments.LayerBottom, "_hide", _future),
+        "layer0.attn",
+        cand="segmented:grow",
+        scenario="full",
     ),
-    "mask-off-by-one": Fault(_replace(segments.LayerBottom, "_hide", _mask_off_by_one), "layer0.attn", scenario="batch3"),
-    "M35-scale-of-hidden-size": Fault(_replace(segments.LayerBottom, "_attention", _scaled(0.5)), "layer0.attn"),
-    "M37-low-precision-scores": Fault(_replace(segments.LayerBottom, "_attention", _low_softmax), "layer0.attn"),
+    "mask-off-by-one": Fault(
+        _replace(segments.LayerBottom, "_hide", _mask_off_by_one), "layer0.attn", scenario="batch3"
+    ),
+    "M35-scale-of-hidden-size": Fault(
+        _replace(segments.LayerBottom, "_attention", _scaled(0.5)), "layer0.attn"
+    ),
+    "M37-low-precision-scores": Fault(
+        _replace(segments.LayerBottom, "_attention", _low_softmax), "layer0.attn"
+    ),
     "gqa-tiled": Fault(_replace(segments.LayerBottom, "_attention", _tiled), "layer0.attn"),
     "M73-bottoms-swapped": Fault(_edited(_swap_bottoms), "layer0.o"),
-    "M75-residual-after-norm": Fault(_replace(segments.LayerBottom, "forward", _residual_after_norm), "layer0.mid"),
+    "M75-residual-after-norm": Fault(
+        _replace(segments.LayerBottom, "forward", _residual_after_norm), "layer0.mid"
+    ),
     "M87-eps": Fault(_edited(_eps("seg_1")), "layer1.norm2"),
     "M91-norm-bias": Fault(_edited(_no_bias), "layer2.norm1"),
     "M93-silu-on-gate": Fault(_replace(segments.GatedMLP, "forward", _gate), "layer0.act"),
@@ -201,7 +216,9 @@ FAULTS: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_in_a_segment_is_caught_and_located(name: str, hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_a_segment_is_caught_and_located(
+    name: str, hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fault = FAULTS[name]
     fault.plant(monkeypatch)
     comparison = hold(fault.cand, scenario=fault.scenario)
