@@ -74,7 +74,6 @@ def parity(tmp_path: Path) -> Parity:
 @pytest.fixture
 def parity_result(request: pytest.FixtureRequest, parity: Parity) -> Result:
     """The result of the run that the test's `parity` marker describes; a failed one fails the test."""
-    __tracebackhide__ = True
     marker = request.node.get_closest_marker("parity")
     if marker is None:
         raise pytest.UsageError(f"{request.node.nodeid}: parity_result needs @pytest.mark.parity(cand=[...])")

@@ -57,12 +57,13 @@ def cli() -> None:
     """Proves that a ported neural network still computes what the original computes.
 
     \b
-    parity run --ref torch --cand onnx             the tiny keyboard model, four commands in one
+    parity run                                     the tiny keyboard model, three ports, one report
     parity run --cand segmented --cand prefilled   several candidates, one report
     parity run --model mypkg.net:build --inputs inputs.npz --cand onnx
     parity compare before.h5 after.h5              two stored runs, nothing is executed
 
-    Exit status: 0 parity, 1 divergence, 2 usage or data error, 3 inconclusive, 4 a candidate failed.
+    Exit status: 0 parity, 1 divergence, 2 usage, environment or data error, 3 inconclusive, 4 a candidate
+    failed to run, 5 worse than a stored baseline, 130 interrupted, 70 a defect of parity.
     """
 
 
