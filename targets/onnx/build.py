@@ -48,7 +48,8 @@ class Build:
     clean: Path
     tapped: Path
     axes: Mapping[str, str]
-    notes: tuple[str, ...] = ()
+    opset: int
+    notes: tuple[str, ...]
 
 
 def build(module: nn.Module, segment: Segment, recipe: Recipe, cache: Path) -> Build:
@@ -62,8 +63,9 @@ def build(module: nn.Module, segment: Segment, recipe: Recipe, cache: Path) -> B
     job = Job(segment, module, inputs, recipe.sizes, observed, recipe.exporter, recipe.opset, recipe.dynamic)
     made = export(job)
     axes = {tap.name: tap.axes for tap in observed.taps}
-    _store(folder, (made.clean, made.tapped), {"axes": axes, "notes": list(made.notes)})
-    return Build(segment.name, folder / FILES[0], folder / FILES[1], axes, made.notes)
+    facts = {"axes": axes, "opset": made.opset, "notes": list(made.notes)}
+    _store(folder, (made.clean, made.tapped), facts)
+    return Build(segment.name, folder / FILES[0], folder / FILES[1], axes, made.opset, made.notes)
 
 
 def choose_segments(glob: str | None, wiring: Wiring) -> set[str]:
@@ -80,10 +82,10 @@ def _stored(folder: Path, segment: str) -> Build | None:
     try:
         data = json.loads((folder / "build.json").read_text())
         whole = all(data["sha256"][name] == _sha256((folder / name).read_bytes()) for name in FILES)
-        axes, notes = dict(data["axes"]), tuple(data["notes"])
+        facts = dict(data["axes"]), int(data["opset"]), tuple(data["notes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Build(segment, folder / FILES[0], folder / FILES[1], axes, notes) if whole else None
+    return Build(segment, folder / FILES[0], folder / FILES[1], *facts) if whole else None
 
 
 def _store(folder: Path, graphs: tuple[bytes, bytes], facts: Mapping[str, Any]) -> None:

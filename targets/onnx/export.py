@@ -9,7 +9,6 @@ and runs twice.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import tempfile
 import warnings
@@ -42,7 +41,8 @@ class Exported:
 
     clean: bytes
     tapped: bytes
-    notes: tuple[str, ...] = ()
+    opset: int
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def export(job: Job) -> Exported:
     for model, taps in ((clean, []), (tapped, job.taps)):
         _check(job, model, taps)
     notes = tuple(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, TracerWarning)))
-    return Exported(clean.SerializeToString(), tapped.SerializeToString(), notes)
+    return Exported(clean.SerializeToString(), tapped.SerializeToString(), pins.opset(clean), notes)
 
 
 def _translated(job: Job) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -234,7 +234,7 @@ def _quiet() -> Iterator[list[warnings.WarningMessage]]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield caught
     finally:

@@ -119,7 +119,7 @@ def _segments(
         details={
             **runtime.facts(),
             "exporter": options.exporter,
-            "opset": options.opset or "exporter's default",
+            "opset": next(made.opset for made in builds.values()),
             "masked": rows.masked,
             "rows": rows.rows,
             "exporter_notes": sorted({note for made in builds.values() for note in made.notes}),

@@ -137,7 +137,7 @@ def whole_session(case: Case, runtime: Runtime, options: Options, cache: Path, p
         details={
             **runtime.facts(),
             "exporter": options.exporter,
-            "opset": options.opset or "exporter's default",
+            "opset": made.opset,
             "masked": True,
             "isolation": ISOLATION,
             "exporter_notes": list(made.notes),

@@ -237,12 +237,12 @@ def test_no_warning_and_no_chatter_leaks(capfd: pytest.CaptureFixture[str]) -> N
 def test_the_opset_is_what_was_asked_for_or_the_export_fails() -> None:
     made = export(job(MINI, "seg_tail", exporter="script", opset=17))
     assert pins.opset(onnx.load_model_from_string(made.clean)) == 17
-    with pytest.raises(CandidateError, match="asked for opset 11, the exporter gave .*--exporter script"):
+    with pytest.raises(CandidateError, match=r"asked for opset 11, the exporter gave .*--exporter script"):
         export(toy(Twins(), outputs=2, opset=11))
 
 
 def test_an_unknown_exporter_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="exporter='dynmo'.*'dynamo'"):
+    with pytest.raises(UserError, match=r"exporter='dynmo'.*'dynamo'"):
         export(toy(Twins(), outputs=2, exporter="dynmo"))
 
 
