@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .align import Aligner, matches
 from .comparison import Comparison, Finding, Row, Side
+from .facing import facing
 from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
 from .measuring import measure_pair
@@ -40,6 +41,8 @@ def compare_runs(
     UserError when the runs differ in weights, scenario or cache policy and `force` is not given.
     """
     findings = refuse_unlike(reference, candidate, force=force)
+    if any(tap.startswith((".", "module:")) for tap in (*reference.taps, *candidate.taps)):
+        reference, candidate = cast("tuple[Run, Run]", facing(reference, candidate))
     maker = RowMaker(reference, candidate, isolated, rules, mapping)
     order = [tap for tap in maker.aligner.order if not taps or matches(tap, taps)]
     rows: list[Row] = []

@@ -216,9 +216,13 @@ class Comparison:
         return list(dict.fromkeys(row.tap for row in self.records))
 
     def to_json(self, *, detailed: int = 200) -> dict[str, Any]:
-        """Plain data; histograms and profiles are kept for the `detailed` worst records."""
+        """Plain data. All metrics are kept for `detailed` records: the worst of each tap, then the worst.
+
+        Other records that fail keep theirs without histogram and profiles, healthy ones keep none.
+        """
         ranked = sorted(self.records, key=lambda row: row.ratio or 0.0, reverse=True)
-        keep = {id(row) for row in ranked[:detailed]}
+        worst = {row.tap: row for row in reversed(ranked)}.values()
+        keep = {id(row) for row in [*worst, *ranked][:detailed]}
         data = asdict(replace(self, records=()))
         data["records"] = [_row_json(row, full=id(row) in keep) for row in self.records]
         data["verdict"], data["exit_code"] = self.verdict, self.exit_code
@@ -263,7 +267,9 @@ def _row_json(row: Row, *, full: bool) -> dict[str, Any]:
         if name in ("metrics", "logits"):
             value = value.to_json() if value is not None else None
         data[name] = value
-    if data["metrics"] is not None and not full:
+    if not full and not row.failing:
+        data["metrics"] = data["logits"] = None
+    elif data["metrics"] is not None and not full:
         for heavy in ("hist", "joint", "profiles", "rows"):
             data["metrics"].pop(heavy, None)
     return data

@@ -18,7 +18,7 @@ from .comparison import Row
 from .judge import Floor, Judgement, judge_bound, judge_floor
 from .measuring import measure_pair
 from .slices import worst_slice
-from .values import TapRows, batch_positions, positional
+from .values import TapRows, batch_positions, positional, records_of
 
 if TYPE_CHECKING:
     from .mapping import TapMap
@@ -121,13 +121,13 @@ class RowMaker:
 
     def _moved(self, tap: str, source: str) -> dict[tuple[int, int], Row]:
         """A cache only moves rows: each must be what its own source tap was when its token was new."""
-        records = self._candidate.records(source)
+        records = records_of(self._candidate, source)
         if not records or not all(map(positional, records)):
             return {}
         resets = self._candidate.provenance.get("scenario", {}).get("resets", ())
         own = TapRows(records, resets)
         out = {}
-        for record in self._candidate.records(tap):
+        for record in records_of(self._candidate, tap):
             pair = gathered(tap, record.step, [record], [], own)
             if not pair.problem:
                 out[record.step, 0] = self._row(pair, 0)
@@ -141,12 +141,12 @@ class _Needed:
         policy = candidate.provenance.get("policy", "none")
         self._known = policy != "none"
         self._window = CachePolicy.parse(policy).window if self._known else None
-        self._queries = {record.step: record for record in candidate.records("ids") if positional(record)}
+        self._queries = {record.step: record for record in records_of(candidate, "ids") if positional(record)}
         self._candidate = candidate
 
     def check(self, tap: str, rows: Sequence[Row]) -> None:
         """Mark rows of a cache tap that lack a position; the fault is the cache's own."""
-        held = {record.step: record for record in self._candidate.records(tap) if positional(record)}
+        held = {record.step: record for record in records_of(self._candidate, tap) if positional(record)}
         for row in rows:
             if self._known and row.step in held and row.step in self._queries:
                 lost = self._lost(self._queries[row.step], held[row.step])

@@ -20,7 +20,7 @@ from .tracer import step as mark_step
 if TYPE_CHECKING:
     from .case import Segment, Step, Wiring
     from .target import Facts
-    from .tracer import Sink
+    from .tracer import Recorder, Sink
     from .values import Values
 
 #: What a hidden slot adds to a score: exp(-1e4) is exactly 0 in fp32, fp16 and bf16, and all can hold it.
@@ -81,7 +81,7 @@ class SegmentedSession:
     rope: Rope
     facts: Facts
     window: int | None = None
-    isolated_sink: Sink | None = None
+    isolated_sink: Sink | Recorder | None = None
     repeat: bool = False
     _history: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
@@ -147,7 +147,7 @@ class SegmentedSession:
         inputs: Mapping[str, np.ndarray],
         now: _Pass,
         reference: Values,
-        sink: Sink,
+        sink: Sink | Recorder,
     ) -> None:
         """The same call on the reference's inputs: what is wrong now was born in this segment."""
         caches = {row.cache for row in self.wiring.caches}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .comparison import Tokens, TokenStep
-from .values import batch_positions, positional, rows_first
+from .values import batch_positions, positional, records_of, rows_first
 
 if TYPE_CHECKING:
     from .trace import Record, Run
@@ -56,7 +56,7 @@ def _margin(side: np.ndarray, other: np.ndarray) -> float:
 def _last_logits(run: Run, output: str) -> dict[int, np.ndarray]:
     """Step -> logits `[B, V]` of the newest real token of each sequence, float64."""
     out: dict[int, np.ndarray] = {}
-    for record in run.records(output):
+    for record in records_of(run, output):
         if positional(record) and record.axes.split()[-1] == "v":
             out[record.step] = _newest(record)
     return out

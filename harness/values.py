@@ -42,6 +42,11 @@ def _batch(record: Record) -> int:
     return record.shape[letters.index("b")] if "b" in letters else 1
 
 
+def records_of(run: Run, tap: str) -> Sequence[Record]:
+    """Records of a tap; none if the run has no such tap."""
+    return run.records(tap) if tap in run.taps else ()
+
+
 def rows_first(array: np.ndarray, axes: str) -> np.ndarray:
     """`array` with axes (sequence, token, the rest): a view; sequence is added where there is none."""
     letters = axes.split()
@@ -148,7 +153,7 @@ class Values:
         """The rows of one tap; a cache tap is read from its source, which has every row exactly once."""
         source = self._derived.get(tap, tap)
         if source not in self._rows:
-            records = self.run.records(source)
+            records = records_of(self.run, source)
             if not records:
                 raise InconclusiveError(
                     f"tap={tap!r}: the run {self.run.name!r} did not record it, so no segment can be fed with it"
@@ -174,4 +179,4 @@ class Values:
 
     def tokens(self, step: int) -> np.ndarray | None:
         """Token ids `[B, T]` that the run was fed at a step; None if it recorded none."""
-        return next((record.read() for record in self.run.records("ids") if record.step == step), None)
+        return next((record.read() for record in records_of(self.run, "ids") if record.step == step), None)

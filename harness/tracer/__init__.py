@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .compare_verb import compare as compare
     from .modules import ModuleTaps as ModuleTaps
     from .modules import tap_modules as tap_modules
+    from .recorder import Recorder as Recorder
     from .recorder import Sink as Sink
     from .running import running as running
     from .taps import collecting as collecting
@@ -26,6 +27,7 @@ _HOMES = {
     "compare": "compare_verb",
     "ModuleTaps": "modules",
     "tap_modules": "modules",
+    "Recorder": "recorder",
     "Sink": "recorder",
     "running": "running",
     "collecting": "taps",

@@ -11,7 +11,7 @@ from ..comparison import Comparison, Finding, Result, Row, Side
 from ..errors import UserError, did_you_mean
 from .store import store, trace_path
 from .verdict_lines import lines_of, plural, summary_of
-from .view import facing
+from ..facing import facing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -105,21 +105,22 @@ def _collect(tap: str, x: Any) -> None:
 
 
 @contextmanager
-def recording(sink: Sink, *, dtype: str | None = None) -> Iterator[None]:
+def recording(sink: Sink | Recorder, *, dtype: str | None = None) -> Iterator[None]:
     """Send this thread's records to `sink`; an inner recording takes over until it ends.
 
     Threads that are started inside record nothing, unless they open a recording of their own.
-    dtype: logical name of the floating type that floating records are cast to.
+    dtype: logical name of the floating type that floating records are cast to. A `Recorder` in place of the
+    sink is gone on with: its calls count on, and it stays open.
     """
     outer = local.recorder
-    local.recorder = recorder = Recorder(sink, dtype)
+    local.recorder = recorder = sink if isinstance(sink, Recorder) else Recorder(sink, dtype)
     refresh()
     try:
         yield
     finally:
         local.recorder = outer
         refresh()
-        recorder.close()
+        recorder.flush() if recorder is sink else recorder.close()
 
 
 @contextmanager

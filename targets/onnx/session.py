@@ -13,7 +13,7 @@ import torch
 from parity.harness.case import Case, Step, Wiring, plan
 from parity.harness.segmented import Executor, SegmentedSession
 from parity.harness.target import Facts, Session, Unobserved
-from parity.harness.tracer import Sink
+from parity.harness.tracer import Recorder, Sink
 from parity.harness.values import Values
 
 from ..caches import WindowCache
@@ -101,12 +101,12 @@ class HostedSession:
         return None
 
     @property
-    def isolated_sink(self) -> Sink | None:
+    def isolated_sink(self) -> Sink | Recorder | None:
         """Where isolated records go."""
         return self.inner.isolated_sink
 
     @isolated_sink.setter
-    def isolated_sink(self, sink: Sink | None) -> None:
+    def isolated_sink(self, sink: Sink | Recorder | None) -> None:
         self.inner.isolated_sink = sink
 
     def close(self) -> None:
