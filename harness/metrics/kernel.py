@@ -52,8 +52,10 @@ SLOTS = 29
 S_ERR, S_REF, S_ERR_MAX, S_REF_MAX, S_MISMATCHED, S_NONFINITE, S_EXCLUDED = range(7)
 STATS = 7
 # geometry, and parameters followed by the named fills
-START, LINE, ROW, COLUMNS, FULL, ULP_MODE, ULP_SHIFT, ULP_OFFSET, FILLS, LAST = range(10)
-ATOL, RTOL, ULP_SCALE, ULP_NORMAL, FIRST_FILL = range(5)
+LINE, ROW, COLUMNS, FULL, ULP_MODE, ULP_SHIFT, ULP_OFFSET, FILLS = range(8)
+ULP_SCALE, ULP_NORMAL, FIRST_FILL = range(3)
+# rows of the workspace: folded columns, then buffers
+ERRORS, SIZES, BOX, WORK = range(STATS, STATS + 4)
 NO_ULP, NATIVE_ULP, SMALL_ULP = range(3)
 
 _LOWEST = (-65504.0, -3.3895313892515355e38, -3.4028234663852886e38, -1.7976931348623157e308)
@@ -236,8 +238,9 @@ def _judged(d, w, atol, rtol, worst, relative, guard):
 def _raise_worst(d, w, atol, rtol, worst):
     """Largest d as a multiple of what is allowed."""
     for i in range(d.size):
-        if d[i] > 0.0:
-            worst = max(worst, d[i] / (atol + rtol * w[i]))
+        allowed = atol + rtol * w[i]
+        if d[i] > worst * allowed:
+            worst = d[i] / allowed
     return worst
 
 
@@ -256,7 +259,7 @@ def _raise_relative(d, w, guard, place, acc, n):
     """Keep the largest relative error, its place and its guard."""
     for i in range(d.size):
         size = max(w[i], guard)
-        if d[i] > 0.0 and d[i] / size > acc[MAX_REL]:
+        if d[i] > acc[MAX_REL] * size:
             acc[MAX_REL], acc[GUARD_AT] = d[i] / size, guard
             n[MAX_REL_AT] = place + i
 
@@ -361,7 +364,7 @@ def _wrong(d, w, at, take, atol, rtol):
 
 
 @_part()
-def _rows(d, w, db, wb, place, wrong, geo, par, rows, box):
+def _rows(d, w, db, wb, place, wrong, geo, atol, rtol, rows, box):
     """Rows of a block that holds whole lines, or a piece of one."""
     bits, size, at = box.view(np.int64), np.uint64(d.size), np.uint64(0)
     row, room = place // geo[ROW], geo[ROW] - place % geo[ROW]
@@ -369,7 +372,7 @@ def _rows(d, w, db, wb, place, wrong, geo, par, rows, box):
     while at < size:
         _line(d, w, db, wb, at, take, rows[row], bits, box)
         if wrong:
-            rows[row, S_MISMATCHED] += _wrong(d, w, at, take, par[ATOL], par[RTOL])
+            rows[row, S_MISMATCHED] += _wrong(d, w, at, take, atol, rtol)
         room -= np.int64(take)
         if room == 0:
             row, room = row + 1, geo[ROW]
@@ -378,12 +381,12 @@ def _rows(d, w, db, wb, place, wrong, geo, par, rows, box):
 
 
 @_part()
-def _add_columns(d, w, first, wrong, par, to):
+def _add_columns(d, w, first, wrong, atol, rtol, to):
     """Add a block to the columns that begin at `first`."""
     end = first + d.size
     _columns(d, w, to[S_ERR, first:end], to[S_REF, first:end], to[S_ERR_MAX, first:end])
     if wrong:
-        _wrong_columns(d, w, to[S_MISMATCHED, first:end], par[ATOL], par[RTOL])
+        _wrong_columns(d, w, to[S_MISMATCHED, first:end], atol, rtol)
 
 
 @_part()
@@ -409,20 +412,15 @@ def _take(place, left, line):
 
 
 @_part()
-def _pass(a, e, ab, eb, exact, flip, inf, fill, geo, par, acc, rows, cols, fold, table, touched):
+def _pass(
+    a, e, ab, eb, exact, flip, inf, fill, start, atol, rtol, geo, par, acc, rows, cols, work, table, touched
+):
     n = acc.view(np.int64)
-    dbuf, wbuf, cells, box, abox = (
-        np.empty(BLOCK),
-        np.empty(BLOCK),
-        np.empty(BLOCK, np.int32),
-        np.empty(2),
-        np.empty(2, a.dtype),
-    )
+    cells, box, abox = touched[BINS * BINS :], work[BOX], np.empty(2, a.dtype)
     bits, abits = box.view(np.int64), abox.view(ab.dtype)
-    full, atol, rtol = geo[FULL] != 0, par[ATOL], par[RTOL]
-    done = 0
+    full, done = geo[FULL] != 0, 0
     while done < a.size:
-        place = geo[START] + done
+        place = start + done
         end = done + _take(place, a.size - done, geo[LINE])
         x, y, xb, yb = a[done:end], e[done:end], ab[done:end], eb[done:end]
         used = end - done
@@ -442,7 +440,7 @@ def _pass(a, e, ab, eb, exact, flip, inf, fill, geo, par, acc, rows, cols, fold,
         abits[0], abits[1] = mx, my
         acc[MAX_ACT] = max(acc[MAX_ACT], np.float64(abox[0]))
         acc[MAX_REF] = max(acc[MAX_REF], np.float64(abox[1]))
-        d, w = dbuf[: end - done], wbuf[: end - done]
+        d, w = work[ERRORS, : end - done], work[SIZES, : end - done]
         db, wb = d.view(np.int64), w.view(np.int64)
         dd, yy, xx, xy, d1 = _differences(x, y, exact[done:end], d, w)
         acc[ERR_SQ] += dd
@@ -464,42 +462,42 @@ def _pass(a, e, ab, eb, exact, flip, inf, fill, geo, par, acc, rows, cols, fold,
             if full:
                 _shape_of_errors(x, y, xb, yb, flip, db, wb, cells[: end - done], geo, par, n, table, touched)
         if full:
-            _rows(d, w, db, wb, place, wrong, geo, par, rows, box)
+            _rows(d, w, db, wb, place, wrong, geo, atol, rtol, rows, box)
             if geo[COLUMNS]:
-                _add_columns(d, w, place % geo[LINE], wrong, par, fold if geo[LINE] <= BLOCK else cols)
+                _add_columns(d, w, place % geo[LINE], wrong, atol, rtol, work if geo[LINE] <= BLOCK else cols)
         done = end
 
 
 @_part()
-def _fold(stat, line, used, fold, cols):
+def _fold(stat, line, used, work, cols):
     """Add the lines of a folded statistic to its columns, and clear them."""
     for at in range(0, used, line):
         first = np.uint64(at)
         for j in range(np.uint64(line)):
-            cols[stat, j] += fold[stat, first + j]
-            fold[stat, first + j] = 0.0
+            cols[stat, j] += work[stat, first + j]
+            work[stat, first + j] = 0.0
 
 
 @_part()
-def _fold_peaks(line, used, fold, cols):
+def _fold_peaks(line, used, work, cols):
     for at in range(0, used, line):
         first = np.uint64(at)
         for j in range(np.uint64(line)):
-            p, q = cols[S_ERR_MAX, j], fold[S_ERR_MAX, first + j]
+            p, q = cols[S_ERR_MAX, j], work[S_ERR_MAX, first + j]
             cols[S_ERR_MAX, j] = q if q > p else p
-            fold[S_ERR_MAX, first + j] = 0.0
+            work[S_ERR_MAX, first + j] = 0.0
 
 
 @_part()
-def _finish(size, geo, n, cols, fold, table, touched, out):
+def _finish(end, geo, n, cols, work, table, touched, out):
     """Fold the columns and move the touched cells out; the workspace is clean again."""
     line, count = geo[LINE], 0
     if geo[COLUMNS] and line <= BLOCK:
-        used = min(BLOCK // line * line, geo[START] + size)
-        _fold(S_ERR, line, used, fold, cols)
-        _fold(S_REF, line, used, fold, cols)
-        _fold(S_MISMATCHED, line, used, fold, cols)
-        _fold_peaks(line, used, fold, cols)
+        used = min(BLOCK // line * line, end)
+        _fold(S_ERR, line, used, work, cols)
+        _fold(S_REF, line, used, work, cols)
+        _fold(S_MISMATCHED, line, used, work, cols)
+        _fold_peaks(line, used, work, cols)
     peaks = table.view(np.float64)
     for i in range(n[CELLS]):
         k = touched[i]
@@ -507,32 +505,80 @@ def _finish(size, geo, n, cols, fold, table, touched, out):
             out[count, 0], out[count, 1], out[count, 2] = k, table[2 * k], peaks[2 * k + 1]
             count += 1
         table[2 * k], table[2 * k + 1] = 0, 0
-    n[CELLS] = count
-    geo[LAST] = 0
+    n[CELLS] = 0
+    return count
 
 
 def _signature(scalar: Any) -> Any:
     read, f8, i8 = nb.types.Array(scalar, 1, "C", readonly=True), nb.float64, nb.int64
-    flat, table = (f8[::1], i8[::1], f8[::1], f8[::1]), (f8[:, ::1],) * 3
-    return nb.void(read, read, *flat, *table, i8[::1], nb.int32[::1], f8[:, ::1])
+    tables, scratch = (
+        (i8[::1], f8[::1], f8[::1], f8[:, ::1], f8[:, ::1]),
+        (f8[:, ::1], i8[::1], nb.int32[::1]),
+    )
+    return i8(read, read, f8[::1], i8, nb.boolean, f8, f8, *tables, *scratch, f8[:, ::1])
 
 
-def _pass32(a, e, exact, geo, par, acc, rows, cols, fold, table, touched, out):
-    """One chunk of float32 pairs; after the LAST, with room in `out`, also the end."""
+def _pass32(a, e, exact, start, last, atol, rtol, geo, par, acc, rows, cols, work, table, touched, out):
+    """One chunk of float32 pairs that begins at the flat place `start`; after the `last` also the end.
+
+    Returns how many cells went to `out`, or less than 0 when there was no room or this was not the last.
+    """
     flip, inf, fill = np.int32(-(2**31)), np.int32(0x7F800000), np.int32(0x461C0000)
-    ab, eb = a.view(np.int32), e.view(np.int32)
-    _pass(a, e, ab, eb, exact, flip, inf, fill, geo, par, acc, rows, cols, fold, table, touched)
-    if geo[LAST] and out.shape[0] >= acc.view(np.int64)[CELLS]:
-        _finish(a.size, geo, acc.view(np.int64), cols, fold, table, touched, out)
+    ab, eb, n = a.view(np.int32), e.view(np.int32), acc.view(np.int64)
+    _pass(
+        a,
+        e,
+        ab,
+        eb,
+        exact,
+        flip,
+        inf,
+        fill,
+        start,
+        atol,
+        rtol,
+        geo,
+        par,
+        acc,
+        rows,
+        cols,
+        work,
+        table,
+        touched,
+    )
+    if not last or out.shape[0] < n[CELLS]:
+        return -1
+    return _finish(start + a.size, geo, n, cols, work, table, touched, out)
 
 
-def _pass64(a, e, exact, geo, par, acc, rows, cols, fold, table, touched, out):
-    """One chunk of float64 pairs; `exact`, when not empty, holds a - e of wide integers."""
+def _pass64(a, e, exact, start, last, atol, rtol, geo, par, acc, rows, cols, work, table, touched, out):
+    """One chunk of float64 pairs, as `_pass32`; `exact`, when not empty, holds a - e of wide integers."""
     flip, inf, fill = np.int64(-(2**63)), np.int64(0x7FF0000000000000), np.int64(0x40C3800000000000)
-    ab, eb = a.view(np.int64), e.view(np.int64)
-    _pass(a, e, ab, eb, exact, flip, inf, fill, geo, par, acc, rows, cols, fold, table, touched)
-    if geo[LAST] and out.shape[0] >= acc.view(np.int64)[CELLS]:
-        _finish(a.size, geo, acc.view(np.int64), cols, fold, table, touched, out)
+    ab, eb, n = a.view(np.int64), e.view(np.int64), acc.view(np.int64)
+    _pass(
+        a,
+        e,
+        ab,
+        eb,
+        exact,
+        flip,
+        inf,
+        fill,
+        start,
+        atol,
+        rtol,
+        geo,
+        par,
+        acc,
+        rows,
+        cols,
+        work,
+        table,
+        touched,
+    )
+    if not last or out.shape[0] < n[CELLS]:
+        return -1
+    return _finish(start + a.size, geo, n, cols, work, table, touched, out)
 
 
 @cache

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from . import kernel as k
-from .layout import Layout
+from .layout import Layout, layout
 from .metrics import SLOT
-from .widen import Route, exact_difference
+from .widen import Route, exact_difference, route
 
 Array = np.ndarray[Any, Any]
 Sums = tuple[Array, Array, Array, Array]
@@ -19,7 +21,6 @@ Sums = tuple[Array, Array, Array, Array]
 _NO_DIFFERENCE = np.empty(0, np.float64)
 _NO_ROWS = np.empty((0, k.STATS))
 _NO_COLUMNS = np.empty((k.STATS, 0))
-_NO_CELLS = np.empty((0, 3))
 _NOTHING = np.empty(0, np.float32), np.empty(0, np.float64)
 _FREE: list[Lane] = []
 
@@ -30,18 +31,38 @@ FILLS = tuple(-(10.0**power) for power in (4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30,
 """Mask fills known by value, also as bfloat16 and float16 round them; others are known by repeating."""
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is settled once per shape and pair of number formats: layout, route, and the kernel's tables."""
+
+    plan: Layout
+    way: Route
+    full: bool
+    geometry: Array
+    parameters: Array
+
+
+@lru_cache(maxsize=4096)
+def setup(shape: tuple[int, ...], axes: str, actual: str, expected: str, full: bool) -> Setup:
+    """The setup of a pair; UserError when `axes` does not fit `shape`."""
+    plan, way = layout(shape, axes), route(actual, expected)
+    geometry = (max(plan.size, 1), 1, 0, 0, 0, 0, 0, way.fills)
+    if full:
+        geometry = (plan.line, plan.row_size, plan.columns, 1, *way.ulp, way.fills)
+    parameters = (way.ulp_scale, way.ulp_normal, *_NAMED)
+    return Setup(plan, way, full, np.array(geometry, np.int64), np.array(parameters))
+
+
 class Lane:
     """One accumulator with its workspace; used by one thread at a time, and kept for the next tensor."""
 
-    __slots__ = ("_fold", "_geo", "_out", "_par", "_table", "_touched", "_way", "columns", "rows", "sums")
+    __slots__ = ("_bound", "_out", "_pair", "_table", "_touched", "_work", "columns", "rows", "sums")
 
     def __init__(self) -> None:
         cells = k.BINS * k.BINS
         self._table = np.zeros(2 * cells, np.int64)
-        self._touched = np.zeros(cells, np.int32)
-        self._fold = np.zeros((k.STATS, k.BLOCK))
-        self._geo = np.zeros(10, np.int64)
-        self._par = np.array((0.0, 0.0, 0.0, 0.0, *_NAMED))
+        self._touched = np.zeros(cells + k.BLOCK, np.int32)
+        self._work = np.zeros((k.WORK, k.BLOCK))
         self._out = np.empty((1024, 3))
 
     @classmethod
@@ -52,48 +73,41 @@ class Lane:
         except IndexError:
             return cls()
 
-    def start(
-        self, plan: Layout, way: Route, bound: tuple[float, float], full: bool, rows: Array | None = None
-    ) -> None:
+    def start(self, pair: Setup, bound: tuple[float, float], rows: Array | None = None) -> None:
         """Make ready for a tensor; `rows` is given when lanes share them."""
-        self._way = way
-        self._par[:4] = (*bound, way.ulp_scale, way.ulp_normal)
-        self.sums = _START.copy()
-        if not full:
-            self.rows, self.columns = _NO_ROWS, _NO_COLUMNS
-            self._geo[:] = 0, max(plan.size, 1), 1, 0, 0, 0, 0, 0, way.fills, 0
-            return
-        self.rows = np.zeros((plan.num_rows, k.STATS)) if rows is None else rows
-        self.columns = np.zeros((k.STATS, plan.columns)) if plan.columns else _NO_COLUMNS
-        self._geo[:] = 0, plan.line, plan.row_size, plan.columns, 1, *way.ulp, way.fills, 0
+        self._pair, self._bound = pair, bound
+        self.sums, self.rows, self.columns = _START.copy(), _NO_ROWS, _NO_COLUMNS
+        if pair.full:
+            self.rows = np.zeros((pair.plan.num_rows, k.STATS)) if rows is None else rows
+            if pair.plan.columns:
+                self.columns = np.zeros((k.STATS, pair.plan.columns))
 
-    def feed(self, actual: Array, expected: Array, start: int, out: Array = _NO_CELLS) -> None:
+    def feed(self, actual: Array, expected: Array, start: int, last: bool = False) -> int:
         """Measure one chunk: flat arrays whose first element has the flat place `start`."""
-        way = self._way
-        self._geo[k.START] = start
+        way = self._pair.way
         exact = exact_difference(actual, expected) if way.exact else _NO_DIFFERENCE
-        self._run(way.actual(actual), way.expected(expected), exact, out)
+        return self._run(way.actual(actual), way.expected(expected), exact, start, last, self._out)
 
-    def finish(self, last: tuple[Array, Array] | None = None) -> Sums:
-        """What was summed, with a tensor of one chunk if that is all; the lane is free afterwards."""
-        self._geo[k.LAST] = 1
-        if last is not None:
-            self.feed(*last, 0, self._out)
-        out, count = self._out, int(self.sums.view(np.int64)[k.CELLS])
-        if self._geo[k.LAST]:
-            out, self._geo[k.START] = np.empty((count, 3)), k.BLOCK
-            nothing = _NOTHING[self._way.wide]
-            self._run(nothing, nothing, _NO_DIFFERENCE, out)
-            count = int(self.sums.view(np.int64)[k.CELLS])
+    def finish(self, only: tuple[Array, Array] | None = None) -> Sums:
+        """What was summed, with a tensor of `only` one chunk; the lane is free afterwards."""
+        out, count = self._out, -1
+        if only is not None:
+            count = self.feed(*only, 0, True)
+        if count < 0:
+            out = np.empty((int(self.sums.view(np.int64)[k.CELLS]), 3))
+            nothing = _NOTHING[self._pair.way.wide]
+            count = self._run(nothing, nothing, _NO_DIFFERENCE, k.BLOCK, True, out)
         found = self.sums, self.rows, self.columns, out[:count].copy()
         _FREE.append(self)
         return found
 
-    def _run(self, actual: Array, expected: Array, exact: Array, out: Array) -> None:
-        k.compiled(self._way.wide)(
-            actual, expected, exact, self._geo, self._par, self.sums,
-            self.rows, self.columns, self._fold, self._table, self._touched, out,
+    def _run(self, actual: Array, expected: Array, exact: Array, start: int, last: bool, out: Array) -> int:
+        pair = self._pair
+        count: int = k.compiled(pair.way.wide)(
+            actual, expected, exact, start, last, *self._bound, pair.geometry, pair.parameters,
+            self.sums, self.rows, self.columns, self._work, self._table, self._touched, out,
         )  # fmt: skip
+        return count
 
 
 def _named_fills() -> tuple[float, ...]:

@@ -11,12 +11,15 @@ import numpy as np
 
 from ..dtypes import from_any
 from ..errors import UserError
-from .lane import Lane, join
-from .layout import LANES, layout
+from .lane import Lane, join, setup
+from .layout import CHUNK, LANES, layout
 from .metrics import Metrics
-from .widen import parts, route
+from .widen import parts
 
 Array = np.ndarray[Any, Any]
+
+SMALL = CHUNK // 2
+"""Up to this many elements a tensor is one chunk, whatever its shape, and takes the short way."""
 
 
 def measure(
@@ -32,7 +35,7 @@ def measure(
     """Every metric of two arrays of equal shape and any number formats, in one pass.
 
     `axes` names the dimensions ("b h t d"); complex arrays get one more, `z`: real and imaginary part.
-    `profiles=False` leaves out histogram, relative error, ULP distance and slices. `threads` (default: one
+    `profiles=False` leaves out histogram, ULP distance and slices. `threads` (default: one
     per processor, at most 4, for large arrays) never changes a result. UserError when shapes differ.
     """
     a, name_a = from_any(actual)
@@ -42,12 +45,11 @@ def measure(
             f"shape={list(a.shape)}, but should be {list(e.shape)}; "
             "only arrays of equal shape are measured, nothing is broadcast or reshaped"
         )
-    plan, kinds = layout(a.shape, axes), (a.dtype.kind, e.dtype.kind)
-    if plan.size <= plan.chunk and plan.size and "c" not in kinds:
-        lane = Lane.take()
-        lane.start(plan, route(name_a, name_e), (atol, rtol), profiles)
+    if 0 < a.size <= SMALL and a.dtype.kind != "c" and e.dtype.kind != "c":
+        pair, lane = setup(a.shape, axes, name_a, name_e, profiles), Lane.take()
+        lane.start(pair, (atol, rtol))
         sums = lane.finish((a.reshape(-1), e.reshape(-1)))
-        return Metrics(plan, (atol, rtol), (name_a, name_e), *sums, profiles)
+        return Metrics(pair.plan, (atol, rtol), (name_a, name_e), *sums, profiles)
     measurer = Measurer(a.shape, axes=axes, atol=atol, rtol=rtol, profiles=profiles, threads=threads)
     measurer.feed(a, e)
     return measurer.finish()
@@ -116,8 +118,9 @@ class Measurer:
         """Settle what depends on the number formats."""
         self._names = names
         if names[0].startswith("complex"):
-            self._plan = layout((*self._shape, 2), f"{self._axes} z" if self._axes.split() else "")
-        self._way = route(a.dtype.name, e.dtype.name)
+            self._shape, self._axes = (*self._shape, 2), f"{self._axes} z" if self._axes.split() else ""
+        self._pair = setup(self._shape, self._axes, a.dtype.name, e.dtype.name, self._full)
+        self._plan = self._pair.plan
         self._dtypes = a.dtype, e.dtype
         self._grow(1)
 
@@ -125,7 +128,7 @@ class Measurer:
         while len(self._lanes) < lanes:
             shared = self._lanes[0].rows if self._lanes and self._plan.shared_rows else None
             lane = Lane.take()
-            lane.start(self._plan, self._way, self._bound, self._full, shared)
+            lane.start(self._pair, self._bound, shared)
             self._lanes.append(lane)
 
     def _consume(self, a: Array, e: Array) -> None:

@@ -110,9 +110,16 @@ def _ulp_grid(name: str) -> tuple[tuple[int, int, int], float, float]:
     return (2, shift, at_normal - (1 << own.mantissa)), own.smallest_normal, 1.0 / own.smallest
 
 
+def _dense(block: Array) -> Array:
+    """A contiguous array in the machine's byte order: what was given, if it is that already."""
+    if block.dtype.isnative and block.flags.c_contiguous:
+        return block
+    return np.ascontiguousarray(block, block.dtype.newbyteorder("="))
+
+
 def _widener(name: str, target: np.dtype[Any]) -> Callable[[Array], Array]:
     if name == target.name:
-        return np.ascontiguousarray
+        return _dense
     if name.startswith("float8"):
         table = np.arange(256, dtype=np.uint8).view(dtypes.logical_dtype(name)).astype(target)
         return lambda block: table[block.view(np.uint8)]
