@@ -32,10 +32,10 @@ def record(
 ) -> str:
     """Execute one target and append its run to the trace file `out`; returns the run's name.
 
-    `ref` (`trace.h5[:RUN]`) is a stored run whose tokens are forced upon the target and on whose values
-    its segments are isolated; without it the target runs on its own tokens. `options` are those of
-    `parity.run`, by the same names. Raises UserError for what cannot be run, CandidateError for a target
-    that fails while it runs.
+    `ref` (`trace.h5[:RUN]`) is a stored run: the target gets its case (what `options` leave open), is forced
+    to its tokens, and its segments are isolated on its values. Without it the target runs on its own tokens.
+    `options` are those of `parity.run`, by the same names. Raises UserError for what cannot be run,
+    CandidateError for a target that fails while it runs.
     """
     unknown = options.keys() - Request.__dataclass_fields__.keys()
     if unknown:
@@ -47,7 +47,7 @@ def record(
     reference = None if ref is None else _reference(ref)
     job = Job(
         side,
-        _case(request, progress),
+        _case(request, progress, reference),
         request.options,
         trace_file(out),
         _work(),
@@ -138,8 +138,10 @@ def trace_file(out: str | Path) -> Path:
     return path
 
 
-def _case(request: Request, progress: Progress) -> Case | ModuleCase:
-    return build_module_case(request) if request.own_module else build_case(request, progress=progress)
+def _case(request: Request, progress: Progress, like: Run | None) -> Case | ModuleCase:
+    if request.own_module:
+        return build_module_case(request)
+    return build_case(request, progress=progress, like=like)
 
 
 def _reference(text: str) -> Run:

@@ -59,7 +59,7 @@ def trace(folder) -> Path:
     """A reference and a candidate on its tokens, in one file."""
     path = folder / "trace.h5"
     parity.record("torch", out=path, weights="random:0", scenario="one", steps=2)
-    parity.record("segmented", out=path, ref=f"{path}:torch", weights="random:0", scenario="one", steps=2)
+    parity.record("segmented", out=path, ref=f"{path}:torch")
     return path
 
 

@@ -29,7 +29,7 @@ def command(spec: str, ref: str | None, out: str, as_json: bool, **values: Any) 
     \b
     parity record                                      the reference, into trace.h5
     parity record torch:fp64 --out exact.h5
-    parity record onnx --ref trace.h5:torch            a candidate, on the reference's tokens
+    parity record onnx --ref trace.h5:torch            a candidate, on the reference's case and tokens
     parity record old=segmented --scenario wrap --steps 32
     """
     from parity.stages import record

@@ -221,7 +221,7 @@ def repair(ctx: click.Context, /, file: str) -> None:
 
 
 def _named(file: str) -> tuple[str, str]:
-    """File and run; without a run, the only one of the file."""
+    """File and run; without a run, the only one of the file that does not belong to another."""
     from parity.harness.errors import UserError
     from parity.harness.trace import Trace
 
@@ -229,7 +229,7 @@ def _named(file: str) -> tuple[str, str]:
     if run is not None:
         return path, run
     with Trace(path) as trace:
-        names = list(dict.fromkeys(item.name for item in trace.runs))
+        names = list(dict.fromkeys(item.name for item in trace.runs if "@" not in item.name))
     if len(names) != 1:
         raise UserError(f"run: {path} holds {', '.join(names) or 'none'}; say which, as {path}:RUN")
     return path, names[0]
