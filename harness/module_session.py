@@ -9,36 +9,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .arrays import to_array, to_tensor
+from .arrays import to_tensor
 from .errors import ParityError
 from .imports import describe
 from .inputs import arguments, with_numbers
+from .module_isolate import Isolation, Nowhere
+from .observer import observer_effect
 from .outputs import Outputs, named_outputs
 from .target import Facts
 from .tracer import recording, tap_modules, trace_tensor
 from .tracer import step as mark_step
 
 if TYPE_CHECKING:
-    from .case import Step
+    from .case import ModuleCase, Step
+    from .mapping import TapMap
+    from .tracer import Sink
     from .values import Values
-
-
-#: Largest share of the largest output by which another order of sums, or an unfused path, may move outputs.
-ROUNDING = 1e-3
-
-
-class Nowhere:
-    """A sink that keeps nothing."""
-
-    def record(self, tap: str, array: Any, **about: Any) -> None:
-        """Let it go."""
 
 
 def fresh(module: nn.Module, *, share: bool = True) -> nn.Module:
@@ -105,6 +98,31 @@ def dtype_of(module: nn.Module, default: str = "float32") -> str:
 
 
 @dataclass(frozen=True)
+class Original:
+    """The reference's module and inputs; `names` maps its paths to the candidate's where they differ."""
+
+    module: nn.Module
+    inputs: Mapping[str, Any]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, case: ModuleCase, mapping: TapMap | None = None, candidate: nn.Module | None = None
+    ) -> Original:
+        """As the factory built it, on the CPU, in eval mode; a map pairs paths that differ."""
+        module, _ = prepared(case.module, dtype=None, device="cpu")
+        names: dict[str, str] = {}
+        if mapping is not None and candidate is not None:
+            taps = [f"module:{path}" for path, _ in candidate.named_modules() if path]
+            names = {_path(name): _path(tap) for name, tap in mapping.names(taps).items() if name != tap}
+        return cls(module, tensors(module, case.inputs, dtype=None, device="cpu"), names)
+
+
+def _path(tap: str) -> str:
+    return tap.removeprefix("module:")
+
+
+@dataclass(frozen=True)
 class Returned:
     """What a call returned, and whether it drew random numbers."""
 
@@ -117,6 +135,8 @@ class ModuleSession:
     """A `Session` of one step; `inputs` are flat names -> tensors and numbers.
 
     `error` is raised when the module fails: the user's to mend for a reference, a candidate's failure else.
+    With an `isolated_sink`, each submodule is also fed the inputs of its counterpart in `original`, the
+    reference's module with its own inputs, and recorded there.
     """
 
     module: nn.Module
@@ -124,6 +144,8 @@ class ModuleSession:
     facts: Facts
     error: type[ParityError]
     seed: int = 0
+    original: Original | None = None
+    isolated_sink: Sink | None = None
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -136,6 +158,8 @@ class ModuleSession:
             for name, value in plain.outputs.tensors.items():
                 trace_tensor(name, value)
         self._tell(plain, tapped)
+        if self.isolated_sink is not None and self.original is not None:
+            self._isolate(self.original, self.isolated_sink, step.index)
         return None
 
     def close(self) -> None:
@@ -158,6 +182,15 @@ class ModuleSession:
                 f"module={type(module).__name__}: returned {type(value).__name__} without any tensor"
             )
         return Returned(found, random)
+
+    def _isolate(self, original: Original, sink: Sink, step: int) -> None:
+        isolation = Isolation(fresh(original.module), fresh(self.module), original.names)
+        with seeded(self.seed):
+            isolation.run(copied(original.inputs), sink, step)
+        if isolation.refused:
+            self.facts = replace(
+                self.facts, details={**self.facts.details, "not_isolated": isolation.refused}
+            )
 
     def _failure(self, error: Exception) -> str:
         shown = ", ".join(f"{name}={_shape(value)}" for name, value in self.inputs.items())
@@ -184,7 +217,7 @@ class ModuleSession:
         warnings += [
             f"{name} ({kind}) is no tensor and not recorded" for name, kind in plain.outputs.others.items()
         ]
-        details = {**self.facts.details, "observer": effect.text}
+        details = {**self.facts.details, "observer": effect.text, "observer_effect": effect.outputs}
         self.facts = replace(self.facts, details={**details, "warnings": warnings} if warnings else details)
 
 
@@ -200,39 +233,3 @@ def seeded(seed: int) -> Iterator[Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield torch.get_rng_state()
-
-
-@dataclass(frozen=True)
-class Effect:
-    """How outputs changed by being looked at, in words; `grave` where rounding cannot be the reason."""
-
-    text: str
-    grave: bool = False
-
-
-def observer_effect(plain: Mapping[str, Any], tapped: Mapping[str, Any], how: str) -> Effect:
-    """Hold the outputs of the untouched call against those of the observed one."""
-    changes = [(name, *_change(_numbers(value), _numbers(tapped[name]))) for name, value in plain.items()]
-    said = [f"{name} {text}" for name, text, _ in changes if text]
-    if not said:
-        return Effect(f"outputs are the same bit for bit {how} and without")
-    text = f"outputs change {how}: {'; '.join(said)}; those without are the recorded ones"
-    return Effect(text, any(grave for _, _, grave in changes))
-
-
-def _change(plain: np.ndarray, tapped: np.ndarray) -> tuple[str, bool]:
-    """What changed, empty if nothing, and whether it is more than rounding."""
-    if plain.shape != tapped.shape:
-        return f"has shape {list(tapped.shape)} instead of {list(plain.shape)}", True
-    finite = np.isfinite(plain) & np.isfinite(tapped)
-    same = (plain == tapped) | (np.isnan(plain) & np.isnan(tapped))
-    odd = int((~same & ~finite).sum())
-    gap = float(np.abs(plain[finite] - tapped[finite]).max(initial=0.0))
-    texts = [f"by up to {gap:.3g}" if gap else "", f"in {odd} values that are not finite" if odd else ""]
-    largest = float(np.abs(plain[finite]).max(initial=0.0))
-    return " and ".join(filter(None, texts)), odd > 0 or gap > ROUNDING * largest
-
-
-def _numbers(value: Any) -> np.ndarray:
-    array = to_array(value) if isinstance(value, Tensor) else np.asarray(value)
-    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from parity.harness.case import Case, ModuleCase
 from parity.harness.errors import CandidateError, UserError, did_you_mean
 from parity.harness.imports import build_module
 from parity.harness.inputs import check_names
 from parity.harness.mapping import TapMap
-from parity.harness.module_session import ModuleSession, dtype_of, prepared, tensors
+from parity.harness.module_session import ModuleSession, Original, dtype_of, prepared, tensors
 from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options
 
@@ -74,18 +72,13 @@ class ModuleTarget:
             dtype=dtype or dtype_of(module), layout="call", substitutions=(*said, *cast), details=details
         )
         if isinstance(case, ModuleCase):
-            return _call(case, module, facts, options, dtype, device)
+            check_names(module, case.inputs)
+            inputs = tensors(module, case.inputs, dtype=dtype, device=device)
+            original = Original.of(case, self.mapping, module)
+            return ModuleSession(module, inputs, facts, CandidateError, options.seed, original)
         from .module_lm import lm_session
 
         return lm_session(case, module, facts, device, self.mapping)
-
-
-def _call(
-    case: ModuleCase, module: nn.Module, facts: Facts, options: Options, dtype: str | None, device: str
-) -> ModuleSession:
-    check_names(module, case.inputs)
-    inputs: Mapping[str, Any] = tensors(module, case.inputs, dtype=dtype, device=device)
-    return ModuleSession(module, inputs, facts, CandidateError, options.seed)
 
 
 def _dtype(word: str | None) -> str | None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from torch import Tensor, nn
 
 from parity.harness.case import ModuleCase
 from parity.harness.dtypes import logical_name
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.mapping import TapMap
+from parity.harness.module_isolate import tensors_of
 from parity.harness.module_session import prepared, tensors
 from parity.harness.target import Facts, Unobserved
 
@@ -28,7 +28,7 @@ LARGEST = 2**31 - 1
 
 
 def file_session(
-    case: ModuleCase, path: Path, runtime: Runtime, workdir: Path, mapping: TapMap
+    case: ModuleCase, path: Path, runtime: Runtime, folder: Path, mapping: TapMap
 ) -> OnnxModuleSession:
     """Run the file as it is; a copy of it shows the values that its own metadata ties to modules."""
     model = read_model(path)
@@ -42,7 +42,7 @@ def file_session(
     scopes = Scopes(model)
     leaving = {wanted: scopes.leaving(wanted.paths, wanted.call, _times(calls, wanted)) for wanted in calls}
     values = list(dict.fromkeys(name for found in leaving.values() for name in found.values))
-    tapped = Graph(runtime, _with_outputs(model, values, workdir / "tapped.onnx"))
+    tapped = Graph(runtime, _with_outputs(model, values, folder / "tapped.onnx"))
     shown = {
         name: _seen(array)
         for name, array in zip(values, tapped.run(feed, values) if values else (), strict=True)
@@ -66,7 +66,7 @@ def file_session(
         unobserved=tuple(Unobserved(tap, reason) for tap, reason in hidden.items()),
         details={**runtime.facts(), "file": path.name, "pairing": "module scopes in the file's metadata"},
     )
-    return OnnxModuleSession(clean, tapped, feed, outputs, tuple(paired), facts)
+    return OnnxModuleSession(clean, tapped, feed, outputs, tuple(paired), facts, folder)
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -92,7 +92,7 @@ def observe(flat: Flat) -> tuple[list[Wanted], dict[str, Tensor]]:
         def after(_: nn.Module, args: Any, value: Any, first: str = first) -> None:
             outputs = tuple(
                 Output(f"module:{first}{suffix}", tuple(item.shape), str(item.dtype).removeprefix("torch."))
-                for suffix, item in _tensors(value)
+                for suffix, item in tensors_of(value)
             )
             calls.append(Wanted(paths[first], counts.get(first, 0), outputs))
             counts[first] = counts.get(first, 0) + 1
@@ -104,16 +104,6 @@ def observe(flat: Flat) -> tuple[list[Wanted], dict[str, Tensor]]:
         for handle in handles:
             handle.remove()
     return calls, seen
-
-
-def _tensors(value: Any, suffix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """As module hooks name them: `.0` for places, `.key` for keys."""
-    if isinstance(value, torch.Tensor):
-        yield suffix, value
-    elif isinstance(value, (Mapping, tuple, list)):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
-            yield from _tensors(item, f"{suffix}.{key}")
 
 
 def _paths(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -161,7 +151,6 @@ def _with_outputs(model: onnx.ModelProto, values: Sequence[str], path: Path) -> 
     tapped.CopyFrom(model)
     have = {item.name for item in tapped.graph.output}
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in have)
-    path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(
         tapped, str(path), save_as_external_data=tapped.ByteSize() > LARGEST, location=f"{path.name}.data"
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from parity.harness.arrays import to_array
 from parity.harness.case import ModuleCase
 from parity.harness.errors import CandidateError, UserError
 from parity.harness.mapping import TapMap
-from parity.harness.module_session import dtype_of, observer_effect, prepared, tensors
+from parity.harness.module_session import dtype_of, prepared, tensors
+from parity.harness.observer import observer_effect
 from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options, Unobserved
 from parity.harness.tracer import step as mark_step
@@ -23,7 +26,7 @@ from parity.harness.tracer import trace_tensor
 
 from .module_export import Flat, export
 from .onnx.runtime import Runtime
-from .onnx.target import Asked, parse_arg
+from .onnx.target import parse_arg
 
 if TYPE_CHECKING:
     from parity.harness.case import Step
@@ -64,6 +67,7 @@ class OnnxModuleSession:
     outputs: tuple[str, ...]
     taps: tuple[tuple[str, str], ...]
     facts: Facts
+    folder: Path | None = None
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -80,14 +84,16 @@ class OnnxModuleSession:
                 trace_tensor(tap, array)
         looked = dict(zip(self.outputs, again, strict=False))
         effect = observer_effect(official, looked, "with taps")
-        details = {**self.facts.details, "observer": effect.text}
+        details = {**self.facts.details, "observer": effect.text, "observer_effect": effect.outputs}
         self.facts = replace(
             self.facts, details={**details, "warnings": [effect.text]} if effect.grave else details
         )
         return None
 
     def close(self) -> None:
-        """Nothing but memory is held."""
+        """Remove the graphs that were written for this session."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass
@@ -122,23 +128,29 @@ class OnnxModuleTarget:
                 f"onnx:{arg}: a module of your own is exported whole, and has no mask; drop the words"
             )
         runtime = Runtime(options.threads, asked.level, options.device or "cpu")
-        if asked.path is not None:
-            from .onnx_file import file_session
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Two runs may share the workdir, so each session writes into a folder of its own.
+        folder = Path(mkdtemp(prefix="module-", dir=workdir))
+        try:
+            if asked.path is not None:
+                from .onnx_file import file_session
 
-            return file_session(case, asked.path, runtime, workdir, self.mapping)
-        return _exported(case, asked, options, runtime, workdir, progress)
+                return file_session(case, asked.path, runtime, folder, self.mapping)
+            return _exported(case, options, runtime, folder, progress)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _exported(
-    case: ModuleCase, asked: Asked, options: Options, runtime: Runtime, workdir: Path, progress: Progress
+    case: ModuleCase, options: Options, runtime: Runtime, folder: Path, progress: Progress
 ) -> OnnxModuleSession:
     dtype = _wanted_dtype(options)
     module, said = prepared(case.module, dtype=dtype, device="cpu")
     inputs = tensors(module, case.inputs, dtype=dtype, device="cpu")
     seen = shown_eagerly(Flat(module, inputs, tapped=True))
-    workdir.mkdir(parents=True, exist_ok=True)
     with progress.stage("exporting", 1) as bar:
-        builds = export(module, inputs, workdir, options)
+        builds = export(module, inputs, folder, options)
         bar.advance()
     clean, tapped = Graph(runtime, builds.clean), Graph(runtime, builds.tapped)
     names = [*builds.outputs, *builds.taps]
@@ -161,7 +173,13 @@ def _exported(
     )
     feed = arrays({name: inputs[name] for name in builds.inputs})
     return OnnxModuleSession(
-        clean, tapped, feed, builds.outputs, tuple((plain(tap), output) for tap, output in taps), facts
+        clean,
+        tapped,
+        feed,
+        builds.outputs,
+        tuple((plain(tap), output) for tap, output in taps),
+        facts,
+        folder,
     )
 
 

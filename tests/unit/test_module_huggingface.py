@@ -20,6 +20,7 @@ from parity.harness.tracer import recording
 from parity.harness.tracer.memory import MemoryRun
 from parity.reference.module import ModuleReference
 from parity.targets.module import ModuleTarget
+from parity.targets.module_export import export
 from parity.targets.onnx_module import OnnxModuleTarget
 
 transformers = pytest.importorskip("transformers")
@@ -64,6 +65,7 @@ def recorded(target: Any, module: nn.Module, folder: Path, arg: str = "") -> tup
     run = MemoryRun("run")
     with recording(run):
         session.step(Step(0, "call", ((),), None), NOTHING, NOTHING, None)
+    session.close()
     return run, session.facts
 
 
@@ -83,7 +85,9 @@ def test_every_module_of_a_model_is_seen_through_onnx(tmp_path: Path, build: Any
 def test_the_clean_file_is_matched_by_its_scopes(tmp_path: Path, build: Any) -> None:
     module = build()
     expected, _ = recorded(OnnxModuleTarget(), module, tmp_path)
-    actual, facts = recorded(OnnxModuleTarget(), module, tmp_path, str(tmp_path / "clean.onnx"))
+    inputs = {"input_ids": torch.arange(1, 13).reshape(2, 6), "use_cache": False}
+    builds = export(module, inputs, tmp_path, Options())
+    actual, facts = recorded(OnnxModuleTarget(), module, tmp_path, str(builds.clean))
     assert set(actual.taps) | {item.taps for item in facts.unobserved} == set(expected.taps)
     assert len(actual.taps) > 2 * len(facts.unobserved)
     answers = {(record.tap, record.call): record.read() for record in expected.records()}

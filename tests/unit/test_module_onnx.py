@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from parity.harness.case import ModuleCase, Step
 from parity.harness.errors import CandidateError, UserError
 from parity.harness.mapping import TapMap
+from parity.harness.module_session import prepared, tensors
 from parity.harness.progress import Silent
 from parity.harness.target import Facts, Options
 from parity.harness.tracer import recording, trace_tensor
 from parity.harness.tracer.memory import MemoryRun
 from parity.reference.module import ModuleReference
+from parity.targets.module_export import export, quiet
 from parity.targets.onnx_module import OnnxModuleTarget
 
 NOTHING = np.zeros((0, 0), np.int64)
@@ -40,6 +42,7 @@ def recorded(
     run = MemoryRun("run")
     with recording(run):
         session.step(Step(0, "call", ((),), None), NOTHING, NOTHING, None)
+    session.close()
     values = {(record.tap, record.call): record.read() for record in run.records()}
     for record in run.records():
         for name, call in record.meta.get("alias", {}).items():
@@ -174,6 +177,7 @@ def test_every_tap_of_the_reference_is_shown_and_right(tmp_path: Path, name: str
     actual, facts = recorded(OnnxModuleTarget(), case, tmp_path, exporter=exporter)
     assert facts.unobserved == ()
     assert_same(actual, expected)
+    assert list(tmp_path.iterdir()) == [], "the graphs are removed when the session is closed"
 
 
 @pytest.mark.slow
@@ -181,7 +185,9 @@ def test_every_tap_of_the_reference_is_shown_and_right(tmp_path: Path, name: str
 def test_scopes_never_contradict_hooks(tmp_path: Path, name: str) -> None:
     case = case_of(name)
     expected, _ = recorded(OnnxModuleTarget(), case, tmp_path)
-    actual, facts = recorded(OnnxModuleTarget(), case, tmp_path, str(tmp_path / "clean.onnx"))
+    module, _ = prepared(case.module, dtype=None, device="cpu")
+    builds = export(module, tensors(module, case.inputs, dtype=None, device="cpu"), tmp_path, Options())
+    actual, facts = recorded(OnnxModuleTarget(), case, tmp_path, str(builds.clean))
     hidden = frozenset(item.taps for item in facts.unobserved)
     assert_same(actual, expected, without=hidden)
     assert actual
@@ -204,8 +210,6 @@ def test_names_follow_the_modules_when_the_exporters_names_shift(tmp_path: Path)
 
 def exported(module: nn.Module, inputs: dict[str, np.ndarray], path: Path) -> Path:
     """What somebody else would have done: the plain exporter, no word of ours."""
-    from parity.targets.module_export import quiet
-
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     with quiet(), torch.no_grad():
         torch.onnx.export(module.eval(), (), str(path), kwargs=tensors, dynamo=True, verbose=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from parity.harness.case import ModuleCase, Step
 from parity.harness.errors import UserError
-from parity.harness.module_session import observer_effect
+from parity.harness.observer import observer_effect
 from parity.harness.outputs import named_outputs
 from parity.harness.progress import Silent
 from parity.harness.target import Facts, Options
