@@ -128,7 +128,7 @@ class Drain:
         dataset = self._datasets[f"data/{job.stream}"]
         dtype = np.dtype(job.stream)
         self._touched.add(f"data/{job.stream}")
-        dataset.set_extent(((job.start + job.high) // dtype.itemsize,))
+        _reach(dataset, (job.start + job.high) // dtype.itemsize)
         for low in range(job.low // f.CHUNK * f.CHUNK, job.high, f.CHUNK):
             high = min(low + f.CHUNK, job.high)
             at = (job.start + low) // dtype.itemsize
@@ -161,10 +161,16 @@ class Drain:
 
     def _append(self, name: str, array: np.ndarray[Any, Any]) -> None:
         dataset, end = self._datasets[name], self._ends[name]
-        dataset.set_extent((end + array.size,))
+        _reach(dataset, end + array.size)
         _write_piece(dataset, end, array)
         dataset.flush()
         self._ends[name] = end + array.size
+
+
+def _reach(dataset: Any, size: int) -> None:
+    """Grow a dataset; it is never cut, for someone may be reading what a killed writer left at its end."""
+    if dataset.shape[0] < size:
+        dataset.set_extent((size,))
 
 
 def _write_piece(dataset: Any, at: int, array: np.ndarray[Any, Any]) -> None:

@@ -25,7 +25,8 @@ from .repair import mend
 from .run_writer import RunWriter
 from .stage import Pool, Stage
 
-FLUSH_BYTES = 64 << 20
+FLUSH_BYTES = (1 << 20, 64 << 20)
+"""A flush is due after an eighth of what the file holds, between these: a small full disk keeps most, too."""
 FLUSH_SECONDS = 1.0
 _BLOCK_ROWS = 4096
 _LEVELS = {None: 0, "gzip": 1} | {f"gzip:{level}": level for level in range(1, 10)}
@@ -47,7 +48,7 @@ class TraceWriter:
     `max_bytes`: recording stops with UserError before records and index would take more (as recorded:
     HDF5 adds a few per mille, compression is not counted off). `compress`: None, "gzip" or "gzip:1" to
     "gzip:9", lossless, decided when the file is made. What was recorded is visible to readers, and safe from
-    a kill, at latest a second later, after 64 MiB, or on `flush`; `close` also brings it to the disk and
+    a kill, at latest a second later, after 1 to 64 MiB, or on `flush`; `close` also brings it to the disk and
     publishes the natural views. UserError: unwritable place, second writer, file of another kind.
     """
 
@@ -96,6 +97,7 @@ class TraceWriter:
         self._rows, self._count = bytearray(_BLOCK_ROWS * f.ROW.itemsize), 0
         self._text: list[bytes] = []
         self._unflushed, self._due = 0, time.monotonic() + FLUSH_SECONDS
+        self._enough = FLUSH_BYTES[0]
         self._closed = False
         self._open_runs: list[RunWriter] = []
         ends = {"index": before.num_records, "text": before.text_size}
@@ -207,7 +209,7 @@ class TraceWriter:
             lane.stage.put(data if lane.plain else data.view(lane.storage), self._count)
             self._count += 1
             self._unflushed += nbytes
-            if self._count == _BLOCK_ROWS or self._unflushed >= FLUSH_BYTES or time.monotonic() >= self._due:
+            if self._count == _BLOCK_ROWS or self._unflushed >= self._enough or time.monotonic() >= self._due:
                 self._send_flush()
 
     def _admit(self, tap: str, nbytes: int) -> None:
@@ -254,6 +256,7 @@ class TraceWriter:
         flush = Flush(rows, count, b"".join(self._text), self._rows)
         self._text = []
         self._unflushed, self._due = 0, time.monotonic() + FLUSH_SECONDS
+        self._enough = min(max(FLUSH_BYTES[0], self._bytes // 8), FLUSH_BYTES[1])
         self._drain.send(flush)
         return flush
 

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from parity.harness import dtypes
 from parity.harness.trace import Trace, TraceWriter
 from parity.harness.trace.checksum import BLOCK, Digest, checksum

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+
 from parity.harness import dtypes
 from parity.harness.errors import UserError
 
@@ -122,7 +123,10 @@ def test_importing_number_formats_loads_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, numpy, parity.harness.dtypes as d; d.from_any(numpy.ones(2)); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, numpy, parity.harness.dtypes as d;"
+        "d.from_any(numpy.ones(2)); assert 'torch' not in sys.modules"
+    )
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)}
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from parity.harness.errors import UserError
 from parity.harness.trace import Trace, TraceWriter, blocks
 from parity.harness.trace import format as trace_format
@@ -20,7 +21,7 @@ from parity.harness.trace import format as trace_format
 SOURCE = ":".join(p for p in sys.path if p)
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A trace with one complete run: three steps of two taps."""
     path = tmp_path / "t.h5"
@@ -144,7 +145,7 @@ def test_missing_foreign_and_cut_files_are_clear_errors(path: Path, tmp_path: Pa
     whole = path.read_bytes()
     for size in (100, 2000, 9000):
         (tmp_path / "cut.h5").write_bytes(whole[:size])
-        with pytest.raises(UserError, match="damaged|cut off"):
+        with pytest.raises(UserError, match=r"damaged|cut off"):
             Trace(tmp_path / "cut.h5")
 
 

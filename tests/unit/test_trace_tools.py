@@ -7,11 +7,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+
 from parity.harness.errors import UserError
 from parity.harness.trace import Trace, TraceWriter, repair, tools
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "t.h5"
     with TraceWriter(path) as writer:

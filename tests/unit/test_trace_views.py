@@ -9,11 +9,12 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+
 from parity.harness.trace import Trace, TraceWriter, repair, views
 from parity.harness.trace.overlay import Overlay
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "t.h5"
 

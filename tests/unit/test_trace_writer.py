@@ -11,12 +11,13 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+
 from parity.harness.errors import UserError
 from parity.harness.trace import Trace, TraceWriter
 from parity.harness.trace.stage import BUFFER
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "t.h5"
 
@@ -80,10 +81,15 @@ def test_a_repeated_run_name_makes_a_new_generation_and_says_so(path: Path) -> N
     assert trace["torch"].generation == 3
 
 
-def test_an_exception_leaves_the_run_incomplete_and_passes_through(path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), TraceWriter(path) as writer, writer.run("torch") as run:
+def _record_and_fail(path: Path) -> None:
+    with TraceWriter(path) as writer, writer.run("torch") as run:
         run.record("q", np.zeros(1))
         raise ZeroDivisionError
+
+
+def test_an_exception_leaves_the_run_incomplete_and_passes_through(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        _record_and_fail(path)
     assert not Trace(path)["torch"].complete
     assert len(Trace(path)["torch"]) == 1
 
@@ -176,14 +182,16 @@ def test_a_run_needs_a_name_without_a_number_sign(path: Path, name: str) -> None
         writer.run(name)
 
 
-def test_recording_stops_before_max_bytes_and_says_what_was_kept(path: Path) -> None:
-    with (
-        pytest.raises(UserError, match=r"max_bytes=100000: .* 9 records"),
-        TraceWriter(path, max_bytes=100_000) as writer,
-    ):
+def _record_too_much(path: Path) -> None:
+    with TraceWriter(path, max_bytes=100_000) as writer:
         run = writer.run("torch")
         for step in range(20):
             run.record("q", np.zeros(10_000, np.uint8), step=step)
+
+
+def test_recording_stops_before_max_bytes_and_says_what_was_kept(path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_bytes=100000: .* 9 records"):
+        _record_too_much(path)
     run_read = Trace(path)["torch"]
     assert len(run_read) == 9
     assert not run_read.complete
