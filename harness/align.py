@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,6 +20,14 @@ from .values import TapRows, batch_positions, positional, rows_back, rows_first
 if TYPE_CHECKING:
     from .mapping import TapMap
     from .trace import Record, Run
+
+
+class Rows(Protocol):
+    """Rows of one tap by absolute position; see `TapRows`."""
+
+    axes: str
+
+    def at(self, step: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(slots=True)
@@ -135,7 +143,7 @@ def _congruent(own: Record, other: Record) -> bool:
     return bool(mine.min(initial=0) >= 0) and np.array_equal(mine, theirs)
 
 
-def gathered(tap: str, step: int, own: Sequence[Record], theirs: Sequence[Record], rows: TapRows) -> Pair:
+def gathered(tap: str, step: int, own: Sequence[Record], theirs: Sequence[Record], rows: Rows) -> Pair:
     """Put the reference's rows in the order of the candidate's positions; the calls of a step are joined."""
     axes = own[0].axes
     pair = Pair(

@@ -58,7 +58,7 @@ class RowMaker:
         self.wiring: Mapping[str, Any] = (
             candidate.provenance.get("wiring") or reference.provenance.get("wiring") or {}
         )
-        self._candidate, self._rules = candidate, rules
+        self._reference, self._candidate, self._rules = reference, candidate, rules
         self._isolated = Aligner(reference, isolated) if isolated is not None else None
         self._sources = {row["cache"]: row["source"] for row in self.wiring.get("caches", ())}
         self._segments = _producers(self.wiring)
@@ -125,13 +125,31 @@ class RowMaker:
         if not records or not all(map(positional, records)):
             return {}
         resets = self._candidate.provenance.get("scenario", {}).get("resets", ())
-        own = TapRows(records, resets)
+        trusted = records_of(self._reference, source)
+        own = _Handed(TapRows(records, resets), TapRows(trusted, resets) if trusted else None)
         out = {}
         for record in records_of(self._candidate, tap):
             pair = gathered(tap, record.step, [record], [], own)
             if not pair.problem:
                 out[record.step, 0] = self._row(pair, 0)
         return out
+
+
+class _Handed:
+    """What a cache should hold: the rows that its run appended; where others filled it, the reference's."""
+
+    def __init__(self, own: TapRows, reference: TapRows | None) -> None:
+        self._own, self._reference = own, reference
+        self.axes = own.axes
+
+    def at(self, step: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `TapRows.at`."""
+        rows, found = self._own.at(step, positions)
+        if self._reference is None or found[positions >= 0].all():
+            return rows, found
+        others, known = self._reference.at(step, positions)
+        rows[~found] = others[~found].astype(rows.dtype)
+        return rows, found | known
 
 
 class _Needed:
