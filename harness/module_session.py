@@ -122,6 +122,17 @@ def _path(tap: str) -> str:
     return tap.removeprefix("module:")
 
 
+@dataclass
+class Names:
+    """A sink that keeps names only, those of aliases too."""
+
+    taps: dict[str, None] = field(default_factory=dict)
+
+    def record(self, tap: str, array: Any, *, meta: Mapping[str, Any] | None = None, **about: Any) -> None:
+        """Remember the name."""
+        self.taps.update(dict.fromkeys([tap, *(meta or {}).get("alias", {})]))
+
+
 @dataclass(frozen=True)
 class Returned:
     """What a call returned, and whether it drew random numbers."""
@@ -161,6 +172,13 @@ class ModuleSession:
         if self.isolated_sink is not None and self.original is not None:
             self._isolate(self.original, self.isolated_sink, step.index)
         return None
+
+    def shown(self) -> list[str]:
+        """The taps that a call shows, its outputs left out: found by one call."""
+        sink = Names()
+        with recording(sink):
+            self._call(fresh(self.module), hooked=True)
+        return list(sink.taps)
 
     def close(self) -> None:
         """Nothing outlives a call."""

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 OUTPUT = "output"
 
 
+def is_output(tap: str) -> bool:
+    """Whether a tap is (part of) what a module returned."""
+    return tap == OUTPUT or tap.startswith(f"{OUTPUT}.")
+
+
 @dataclass
 class Outputs:
     """Tensors by tap name in order of return, and what was returned besides: name -> type."""

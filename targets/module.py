@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from parity.harness.imports import build_module
 from parity.harness.inputs import check_names
 from parity.harness.mapping import TapMap
 from parity.harness.module_session import ModuleSession, Original, dtype_of, prepared, tensors
+from parity.harness.outputs import is_output
 from parity.harness.progress import Progress
-from parity.harness.target import Facts, Options
+from parity.harness.target import Facts, Options, Unobserved
 
+from .module_lm import ModuleLMSession, lm_session
 from .module_weights import compare_weights, share_weights
 
 if TYPE_CHECKING:
@@ -75,10 +78,23 @@ class ModuleTarget:
             check_names(module, case.inputs)
             inputs = tensors(module, case.inputs, dtype=dtype, device=device)
             original = Original.of(case, self.mapping, module)
-            return ModuleSession(module, inputs, facts, CandidateError, options.seed, original)
-        from .module_lm import lm_session
+            session = ModuleSession(module, inputs, facts, CandidateError, options.seed, original)
+            return with_unobserved(session, session.shown(), reference, self.mapping)
+        lm, shown = lm_session(case, module, facts, device, self.mapping)
+        return with_unobserved(lm, shown, reference, self.mapping)
 
-        return lm_session(case, module, facts, device, self.mapping)
+
+def with_unobserved(
+    session: ModuleSession | ModuleLMSession, shown: Iterable[str], reference: Values | None, mapping: TapMap
+) -> Session:
+    """Say which of the reference's taps another implementation does not have; its outputs are promised."""
+    if reference is not None:
+        known = {*mapping.names(shown), "ids", "logits"}
+        lacking = [tap for tap in reference.run.taps if tap not in known and not is_output(tap)]
+        reason = "the candidate shows nothing of that name; a map file can declare its counterpart"
+        unobserved = tuple(Unobserved(tap, reason) for tap in lacking)
+        session.facts = replace(session.facts, unobserved=(*session.facts.unobserved, *unobserved))
+    return session
 
 
 def _dtype(word: str | None) -> str | None:

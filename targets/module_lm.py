@@ -157,11 +157,14 @@ def _logits(module: nn.Module, value: Any) -> Tensor:
     return found
 
 
-def lm_session(case: Case, module: nn.Module, facts: Facts, device: str, mapping: TapMap) -> ModuleLMSession:
-    """Learn the axes of its taps from three short calls, and say what it is not told."""
+def lm_session(
+    case: Case, module: nn.Module, facts: Facts, device: str, mapping: TapMap
+) -> tuple[ModuleLMSession, list[str]]:
+    """The session and the taps that it shows; axes are learnt from three short calls."""
     if not Signature.of(module).parameters and not Signature.of(module).star:
         raise UserError(f"module={type(module).__name__}: forward takes no token ids")
-    axes, own_logits, trouble = _probe(module, device, min(2, case.model.vocab_size - 1))
+    probe = _probe(module, device, min(2, case.model.vocab_size - 1))
+    axes = probe.axes
     axes |= {tap: declared for tap in axes if (declared := mapping.axes(tap)) is not None}
     said = list(facts.substitutions)
     scenario = case.scenario
@@ -170,31 +173,37 @@ def lm_session(case: Case, module: nn.Module, facts: Facts, device: str, mapping
     if any(len(row) != scenario.prompt_length for row in scenario.ids):
         said.append("padding is left out: every sequence is handed over from position 0, filled behind")
     details = {**facts.details, "axes": {tap: letters for tap, letters in axes.items() if letters}}
-    if trouble:
-        details["warnings"] = (*details.get("warnings", ()), trouble)
+    if probe.trouble:
+        details["warnings"] = (*details.get("warnings", ()), probe.trouble)
     facts = replace(facts, layout="recompute", substitutions=tuple(said), details=details)
-    return ModuleLMSession(module, facts, device, case.model.vocab_size, axes, own_logits)
+    session = ModuleLMSession(module, facts, device, case.model.vocab_size, axes, LOGITS in probe.taps)
+    return session, list(probe.taps)
 
 
-def _probe(module: nn.Module, device: str, token: int) -> tuple[dict[str, str], bool, str]:
-    """Axes of each tap that gives none, whether it taps its logits, and what went wrong."""
+@dataclass
+class Probe:
+    """What short calls told: the taps, the axes of those that give none, and what went wrong."""
+
+    taps: dict[str, None] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
+    trouble: str = ""
+
+
+def _probe(module: nn.Module, device: str, token: int) -> Probe:
     seen: list[dict[str, tuple[int, ...]]] = []
-    own_logits = False
+    probe = Probe()
     for batch, length in PROBES:
         kept = Kept()
         try:
             with recording(kept):
                 call(fresh(module), torch.full((batch, length), token, dtype=torch.int64, device=device))
         except CandidateError as error:
-            return (
-                {},
-                False,
-                f"axes of its taps are not known, so only logits are aligned by position: {error}",
-            )
+            probe.trouble = f"axes of its taps are not known, so only logits are aligned by position: {error}"
+            return probe
+        probe.taps.update(dict.fromkeys(held.tap for held in kept.records))
         seen.append({held.tap: held.array.shape for held in kept.records if not held.axes})
-        own_logits = any(held.tap == LOGITS for held in kept.records)
-    axes = {tap: _letters([shapes.get(tap, ()) for shapes in seen]) for tap in seen[0]}
-    return axes, own_logits, ""
+    probe.axes = {tap: _letters([shapes.get(tap, ()) for shapes in seen]) for tap in seen[0]}
+    return probe
 
 
 def _letters(shapes: Sequence[tuple[int, ...]]) -> str:

@@ -21,7 +21,7 @@ from parity.harness.target import Facts, Unobserved
 from .module_export import Flat
 from .onnx.runtime import Runtime
 from .onnx_module import Graph, OnnxModuleSession, arrays, plain, shown_eagerly
-from .onnx_scopes import Output, Scopes, Wanted, pair
+from .onnx_scopes import Leaving, Output, Scopes, Wanted, pair
 
 #: protobuf cannot hold more in one message.
 LARGEST = 2**31 - 1
@@ -43,10 +43,29 @@ def file_session(
     leaving = {wanted: scopes.leaving(wanted.paths, wanted.call, _times(calls, wanted)) for wanted in calls}
     values = list(dict.fromkeys(name for found in leaving.values() for name in found.values))
     tapped = Graph(runtime, _with_outputs(model, values, folder / "tapped.onnx"))
-    shown = {
-        name: _seen(array)
-        for name, array in zip(values, tapped.run(feed, values) if values else (), strict=True)
-    }
+    found = zip(values, tapped.run(feed, values) if values else (), strict=True)
+    paired, hidden = _pairs(leaving, {name: _seen(array) for name, array in found})
+    if not scopes.known:
+        hidden = dict.fromkeys(hidden, "the file does not say which module its values come from")
+    hidden |= _untold(flat, {*outputs, *hidden, *(tap for tap, _ in paired)})
+    floats = [str(array.dtype) for array in feed.values() if array.dtype.kind == "f"]
+    facts = Facts(
+        dtype="+".join(dict.fromkeys(floats)) or "float32",
+        layout="call",
+        substitutions=said,
+        unobserved=tuple(Unobserved(tap, reason) for tap, reason in hidden.items()),
+        details={**runtime.facts(), "file": path.name, "pairing": "module scopes in the file's metadata"},
+    )
+    return OnnxModuleSession(clean, tapped, feed, outputs, tuple(paired), facts, folder)
+
+
+def _pairs(
+    leaving: Mapping[Wanted, Leaving], shown: Mapping[str, tuple[tuple[int, ...], str]]
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """(tap, value) in execution order, and the taps that stay hidden with the reason.
+
+    A module of which one call is lost shows none: the calls that are left would count from 0.
+    """
     paired: list[tuple[str, str]] = []
     hidden: dict[str, str] = {}
     for wanted, found in leaving.items():
@@ -54,19 +73,7 @@ def file_session(
         paired += [(out.tap, pairs[out.tap]) for out in wanted.outputs if out.tap in pairs]
         left = [out.tap for out in wanted.outputs if out.tap not in pairs]
         hidden |= dict.fromkeys(left, found.reason or _doubt(found.values))
-    # A module of which one call is lost shows none: the calls that are left would count from 0.
-    paired = [(tap, value) for tap, value in paired if tap not in hidden]
-    if not scopes.known:
-        hidden = dict.fromkeys(hidden, "the file does not say which module its values come from")
-    hidden |= _untold(flat, seen, {*outputs, *hidden, *(tap for tap, _ in paired)})
-    facts = Facts(
-        dtype="+".join(dict.fromkeys(str(array.dtype) for array in feed.values() if array.dtype.kind == "f")),
-        layout="call",
-        substitutions=said,
-        unobserved=tuple(Unobserved(tap, reason) for tap, reason in hidden.items()),
-        details={**runtime.facts(), "file": path.name, "pairing": "module scopes in the file's metadata"},
-    )
-    return OnnxModuleSession(clean, tapped, feed, outputs, tuple(paired), facts, folder)
+    return [(tap, value) for tap, value in paired if tap not in hidden], hidden
 
 
 def read_model(path: Path) -> onnx.ModelProto:
@@ -165,7 +172,7 @@ def _doubt(values: Sequence[str]) -> str:
     return f"{len(values)} values leave its scope, none of which is its output without a doubt"
 
 
-def _untold(flat: Flat, seen: Mapping[str, Tensor], known: set[str]) -> dict[str, str]:
+def _untold(flat: Flat, known: set[str]) -> dict[str, str]:
     """Taps of `trace_tensor` that the file does not return under their names; outputs are always promised."""
     taps = dict.fromkeys(map(plain, flat.returned.taps))
     return {tap: "the file has no output of that name" for tap in taps if tap not in known}

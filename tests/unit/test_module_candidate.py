@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from parity.harness.case import ModuleCase, Step
 from parity.harness.errors import CandidateError, UserError
+from parity.harness.mapping import TapMap
 from parity.harness.progress import Silent
 from parity.harness.target import Facts, Options
 from parity.harness.tracer import recording
@@ -179,6 +180,43 @@ def test_weights_that_cannot_be_shared_are_listed(offer: Callable[..., str]) -> 
 def recorded_weights(case: ModuleCase, spec: str) -> str:
     case = ModuleCase(case.spec, case.module, {"input": case.inputs["x"]}, case.weights)
     return str(recorded(ModuleTarget(), case, spec)[1].details["weights"])
+
+
+def test_what_a_port_does_not_have_is_told_and_its_outputs_stay_promised(
+    offer: Callable[..., str], tmp_path: Path
+) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = with_weights(Net())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    class Known:
+        run = recorded(ModuleReference(), case_of(reference()))[0]
+
+    spec = offer(Flat)
+    session = ModuleTarget().prepare(
+        case_of(reference()),
+        arg=spec,
+        options=Options(),
+        reference=Known(),
+        workdir=tmp_path,
+        progress=Silent(),
+    )
+    taps = [item.taps for item in session.facts.unobserved]
+    assert taps == [tap for tap in Known.run.taps if tap.startswith("module:")]
+    mapping = TapMap(renames={"module:net.*": "module:*"})
+    session = ModuleTarget(mapping=mapping).prepare(
+        case_of(reference()),
+        arg=spec,
+        options=Options(),
+        reference=Known(),
+        workdir=tmp_path,
+        progress=Silent(),
+    )
+    assert session.facts.unobserved == ()
 
 
 def test_modules_without_a_common_name_say_that_weights_were_not_compared(offer: Callable[..., str]) -> None:
