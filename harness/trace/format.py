@@ -25,6 +25,8 @@ FORMAT = "parity-trace"
 VERSION = 1
 CHUNK = 1 << 20
 """Bytes of one chunk of a data stream: the granule of direct writes and of cached reads."""
+BUFFER = 8 * CHUNK
+"""Bytes of one staging buffer: whole chunks, written in one go."""
 MAX_DIMS = 8
 DATASETS = ("index", "text", *(f"data/{name}" for name in STORAGE_NAMES))
 DOC = (

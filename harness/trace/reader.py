@@ -42,6 +42,7 @@ class Trace:
         self._by_dtype = {n: self.layout.streams[f"data/{storage_dtype(n).name}"] for n in self.layout.dtypes}
         self._offsets: list[int] = self._rows["offset"].tolist()
         self._crcs: list[int] = self._rows["data_crc"].tolist()
+        self._verified: set[int] = set()
         self._runs = _runs(self)
 
     @property
@@ -248,11 +249,16 @@ def _open(path: str) -> tuple[Overlay, Layout]:
 
 def _runs(trace: Trace) -> list[Run]:
     runs: dict[int, Run] = {}
-    for content in trace._lines:
-        if "run" in content:
-            runs[content["run"]] = Run(trace, content["run"], content)
-        elif "provenance_of" in content:
-            runs[content["provenance_of"]].provenance.update(content["fields"])
-        elif "end_of" in content:
-            runs[content["end_of"]].complete = bool(content["complete"])
+    try:
+        for content in trace._lines:
+            if "run" in content:
+                runs[content["run"]] = Run(trace, content["run"], content)
+            elif "provenance_of" in content:
+                runs[content["provenance_of"]].provenance.update(content["fields"])
+            elif "end_of" in content:
+                runs[content["end_of"]].complete = bool(content["complete"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"path={trace.path}: what its text says of runs makes no sense; it is damaged"
+        ) from error
     return list(runs.values())

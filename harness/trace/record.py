@@ -10,7 +10,7 @@ import numpy as np
 from ..dtypes import logical_dtype
 from ..errors import UserError
 from . import format as f
-from .checksum import checksum
+from .checksum import Digest, checksum
 
 if TYPE_CHECKING:
     from .reader import Run
@@ -84,31 +84,38 @@ class Record:
     def read_flat(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Elements start..stop in row-major order, read-only, through the trace's bounded cache.
 
-        The checksum is verified when the whole record is asked for at once.
+        The whole record's checksum is verified when the first of its elements are asked for.
         """
         if not 0 <= start <= stop <= self.size:
             raise UserError(
                 f"start={start}, stop={stop}: outside the {self.size} elements of {self._label()}"
             )
+        if start == stop:
+            return np.empty(0, logical_dtype(self.dtype))
         trace = self._run._trace
-        base = self.offset
-        data = (
-            trace._blocks.view(trace._stream(self.dtype), base + start, base + stop)
-            if stop > start
-            else _NOTHING
-        )
-        if stop - start == self.size:
-            self._verify(data)
-        return (
-            data.view(logical_dtype(self.dtype)) if stop > start else np.empty(0, logical_dtype(self.dtype))
-        )
+        stream, base = trace._stream(self.dtype), self.offset
+        data = trace._blocks.view(stream, base + start, base + stop)
+        if self.order not in trace._verified:
+            self._verify(data if stop - start == self.size else None)
+            trace._verified.add(self.order)
+        return data.view(logical_dtype(self.dtype))
 
-    def _verify(self, data: np.ndarray[Any, Any]) -> None:
-        if checksum(data.view(np.uint8)) != self._run._trace._crcs[self.order]:
+    def _verify(self, data: np.ndarray[Any, Any] | None) -> None:
+        """Hold the values, given or read block by block, against the checksum."""
+        found = self._streamed_checksum() if data is None else checksum(data.view(np.uint8))
+        if found != self._run._trace._crcs[self.order]:
             raise UserError(
                 f"path={self._run._trace.path}: {self._label()} fails its checksum; the file is damaged, "
                 "record again"
             )
+
+    def _streamed_checksum(self) -> int:
+        trace = self._run._trace
+        stream, digest = trace._stream(self.dtype), Digest()
+        for start in range(self.offset, self.offset + self.size, stream.chunk):
+            stop = min(start + stream.chunk, self.offset + self.size)
+            digest.update(trace._blocks.view(stream, start, stop).view(np.uint8))
+        return digest.value()
 
     @property
     def offset(self) -> int:
@@ -121,6 +128,3 @@ class Record:
     def _label(self) -> str:
         call = f", call {self.call}" if self.call else ""
         return f"{self._run.label}: {self.tap!r} at step {self.step}{call}"
-
-
-_NOTHING = np.empty(0, np.uint8)

@@ -7,6 +7,7 @@ import json
 import os
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import h5py
@@ -23,22 +24,22 @@ def skeleton(level: int) -> bytes:
     """The image of an empty trace; `level` 1..9 deflates the streams after a byte shuffle, 0 does not."""
     with h5py.File("skeleton", "w", driver="core", backing_store=False, libver="latest") as file:
         file.attrs.update(f.root_attributes())
-        _dataset(file, "index", f.ROW, 8192, 0)
-        _dataset(file, "text", np.dtype("u1"), 1 << 16, 0)
+        _dataset(file, "index", f.ROW, 0)
+        _dataset(file, "text", np.dtype("u1"), 0)
         for name in STORAGE_NAMES:
-            _dataset(file, f"data/{name}", np.dtype(name), f.CHUNK // np.dtype(name).itemsize, level)
+            _dataset(file, f"data/{name}", np.dtype(name), level)
         file.create_group("runs", track_order=True)
         file.flush()
         return bytes(file.id.get_file_image())
 
 
-def _dataset(file: Any, name: str, dtype: np.dtype[Any], chunk: int, level: int) -> None:
+def _dataset(file: Any, name: str, dtype: np.dtype[Any], level: int) -> None:
     options = {"compression": level, "shuffle": True} if level else {}
     file.create_dataset(
         name,
         shape=(0,),
         maxshape=(None,),
-        chunks=(chunk,),
+        chunks=(chunk_length(name, dtype),),
         dtype=dtype,
         fill_time="never",
         track_times=False,
@@ -132,6 +133,29 @@ class Stream:
         return unshuffle(plain, self.dtype)
 
 
+def _check_room(stream: Stream, size: int, path: str) -> None:
+    """No stream may claim more than the file has room for, so that nothing absurd is ever allocated.
+
+    A killed writer may leave one buffer of chunks that were promised and never written.
+    """
+    places = sorted(stream.chunks.values())
+    apart = all(a + stored <= b for (a, stored), (b, _) in pairwise(places))
+    inside = not places or places[-1][0] <= size
+    granted = (len(places) + f.BUFFER // f.CHUNK + 1) * stream.chunk
+    if stream.chunk != chunk_length(stream.name, stream.dtype) or not apart or not inside:
+        raise UserError(f"path={path}: the chunks of {stream.name} are not those of a trace; it is damaged")
+    if stream.extent > granted:
+        raise UserError(
+            f"path={path}: {stream.name} claims {stream.extent} elements, the file has room for {granted}; "
+            "it is damaged"
+        )
+
+
+def chunk_length(name: str, dtype: np.dtype[Any]) -> int:
+    """Elements of a chunk of a dataset."""
+    return {"index": 8192, "text": 1 << 16}.get(name, f.CHUNK // dtype.itemsize)
+
+
 def deflate(chunk: np.ndarray[Any, Any], level: int) -> bytes:
     """What HDF5's shuffle and deflate filters make of a chunk."""
     return zlib.compress(chunk.view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes(), level)
@@ -158,7 +182,7 @@ def read_layout(path: str) -> tuple[Overlay, Layout]:
     overlay = Overlay(path)
     try:
         with h5py.File(overlay, "r") as file:
-            return overlay, _layout(file, path)
+            return overlay, _layout(file, path, os.fstat(overlay.fd).st_size)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         overlay.close()
         raise UserError(
@@ -173,9 +197,11 @@ def _first(error: BaseException) -> str:
     return str(error).splitlines()[0].strip("'\"") if str(error) else type(error).__name__
 
 
-def _layout(file: Any, path: str) -> Layout:
+def _layout(file: Any, path: str, size: int) -> Layout:
     _check_version(file, path)
     streams = {name: _stream(file[name], name, path) for name in f.DATASETS if _is_ours(file, name)}
+    for stream in streams.values():
+        _check_room(stream, size, path)
     missing = [name for name in ("index", "text") if name not in streams]
     if missing or streams["index"].dtype != f.ROW:
         raise UserError(f"path={path}: its index or text is not that of a trace; the file is damaged")

@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .format import CHUNK
-
-BUFFER = 8 * CHUNK
-"""Bytes of one staging buffer: whole chunks, written in one go."""
+from .format import BUFFER
 
 _SPARE = 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
 import time
@@ -65,7 +66,8 @@ class TraceWriter:
             self._file_lock.release()
             raise
         self._resume(before, max_bytes)
-        atexit.register(self.close)
+        self._process = os.getpid()
+        atexit.register(self._close_at_exit)
 
     def _open(self, level: int, compress: str | None) -> Trace:
         """What the file holds already, once it is fit to be appended to."""
@@ -153,8 +155,14 @@ class TraceWriter:
             self._send_flush()
             self._closed = True
         self._drain.stop()
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         self._leave()
+
+    def _close_at_exit(self) -> None:
+        """A program that ends without closing; a forked child has nothing to close."""
+        if os.getpid() == self._process:
+            with contextlib.suppress(UserError):
+                self.close()
 
     def _leave(self) -> None:
         os.close(self._fd)

@@ -131,6 +131,31 @@ def test_a_flipped_bit_is_found_and_named(path: Path) -> None:
     np.testing.assert_array_equal(run["logits", 2], np.full(5, 2, np.float32))
 
 
+def test_a_piece_of_a_damaged_record_is_not_handed_out(tmp_path: Path) -> None:
+    path = tmp_path / "t.h5"
+    with TraceWriter(path) as writer, writer.run("torch") as run:
+        run.record("x", np.zeros(600_000, np.float32))
+    chunks = Trace(path).layout.streams["data/float32"].chunks
+    with open(path, "r+b") as file:
+        file.seek(chunks[1][0] + 17)
+        file.write(b"\1")
+    record = Trace(path)["torch"].records()[0]
+    with pytest.raises(UserError, match="fails its checksum"):
+        record.read_flat(0, 10)
+
+
+def test_a_program_that_ends_without_closing_leaves_a_clean_file(tmp_path: Path) -> None:
+    code = (
+        "import sys; from parity.harness.trace import TraceWriter;"
+        "run = TraceWriter(sys.argv[1]).run('torch'); run.record('q', [1, 2])"
+    )
+    path = tmp_path / "t.h5"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env={"PYTHONPATH": SOURCE})
+    assert not Trace(path)["torch"].complete
+    with h5py.File(path, "r") as file:
+        assert file["runs/torch/q"][0, 1] == 2
+
+
 def test_missing_foreign_and_cut_files_are_clear_errors(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         Trace(tmp_path / "none.h5")
@@ -197,6 +222,24 @@ def test_a_row_that_cannot_be_true_is_named_before_anything_is_allocated(
 ) -> None:
     _forge(path, 2, **fields)
     with pytest.raises(UserError, match="index row 2 points outside"):
+        Trace(path)
+
+
+def test_a_stream_that_claims_more_than_the_file_holds_is_refused(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["index"].resize((1 << 50,))
+    with pytest.raises(UserError, match="index claims"):
+        Trace(path)
+
+
+def test_lines_about_runs_that_make_no_sense_are_a_clear_error(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        text = file["text"]
+        line = trace_format.line({"end_of": 77, "complete": True})
+        end = text.shape[0]
+        text.resize((end + len(line),))
+        text[end:] = np.frombuffer(line, np.uint8)
+    with pytest.raises(UserError, match="makes no sense"):
         Trace(path)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from parity.harness.errors import UserError
 from parity.harness.trace import Trace, TraceWriter
-from parity.harness.trace.stage import BUFFER
+from parity.harness.trace.format import BUFFER
 
 
 @pytest.fixture
