@@ -72,7 +72,7 @@ class Aligner:
     def __init__(self, reference: Run, candidate: Run, *, mapping: TapMap | None = None) -> None:
         self._resets = tuple(reference.provenance.get("scenario", {}).get("resets", ()))
         self._reference, self._candidate, self._mapping = reference, candidate, mapping
-        self._names = {mapping.rename(tap) if mapping else tap: tap for tap in candidate.taps}
+        self._names = mapping.names(candidate.taps) if mapping else {tap: tap for tap in candidate.taps}
         self.order = _order(reference.taps, self._names)
         self._known = set(reference.taps)
 

@@ -135,7 +135,8 @@ class Step:
     """One event of a scenario.
 
     `positions` are the absolute positions of the new tokens, `[B][T]`, -1 at padding. `tokens` are their
-    ids, or None when they are what the previous step predicted. `reset` clears every cache first.
+    ids, or None when they are what the previous step predicted. `reset` clears every cache first. At the
+    `last` step caches are recorded in full.
     """
 
     index: int
@@ -143,6 +144,7 @@ class Step:
     positions: tuple[tuple[int, ...], ...]
     tokens: tuple[tuple[int, ...], ...] | None
     reset: bool = False
+    last: bool = False
 
     @property
     def width(self) -> int:
@@ -162,6 +164,7 @@ def plan(scenario: Scenario) -> tuple[Step, ...]:
             continue
         steps.append(Step(index, "decode", tuple((n + offset,) for n in lengths), None))
         offset += 1
+    steps[-1] = replace(steps[-1], last=True)
     return tuple(steps)
 
 

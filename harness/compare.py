@@ -12,6 +12,7 @@ from .facing import facing
 from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
 from .measuring import measure_pair
+from .parted import leave_out_after_parting
 from .progress import Progress, Silent
 from .refuse import refuse_unlike
 from .rows import RowMaker, Rules
@@ -50,6 +51,8 @@ def compare_runs(
         for place, tap in enumerate(order):
             rows += maker.rows(tap, place)
             bar.advance()
+    if replay == "free":
+        findings += leave_out_after_parting(rows, reference, candidate)
     rows.sort(key=lambda row: (row.step, row.order, row.call))
     for place, row in enumerate(rows):
         row.order = place

@@ -161,6 +161,8 @@ class _Needed:
         self._window = CachePolicy.parse(policy).window if self._known else None
         self._queries = {record.step: record for record in records_of(candidate, "ids") if positional(record)}
         self._candidate = candidate
+        if candidate.provenance.get("cache_records") == "rows":
+            self._queries = {step: self._queries[step] for step in sorted(self._queries)[-1:]}
 
     def check(self, tap: str, rows: Sequence[Row]) -> None:
         """Mark rows of a cache tap that lack a position; the fault is the cache's own."""

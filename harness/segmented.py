@@ -99,7 +99,7 @@ class SegmentedSession:
             rows = tokens.shape[1]
             tokens, positions = (np.concatenate(part, axis=1) for part in zip(*self._history, strict=True))
         logits = [
-            self._pass(_Pass(step.index, positions[:, columns], rows, isolate), tokens[:, columns])
+            self._pass(_Pass(step, positions[:, columns], rows, isolate), tokens[:, columns])
             for columns in self._chunks(tokens.shape[1])
         ]
         return last_real(np.concatenate(logits, axis=1), positions)
@@ -155,7 +155,7 @@ class SegmentedSession:
         for port in segment.inputs:
             if port.value != "mask":
                 at = self.cache.positions(port.value) if port.value in caches else now.positions
-                swapped[port.name] = reference.like(port.value, now.step, at, inputs[port.name])
+                swapped[port.name] = reference.like(port.value, now.step.index, at, inputs[port.name])
         with recording(sink), now.marked():
             for item in self.executor.call(segment.name, swapped):
                 trace_tensor(item.tap, item.array, axes=item.axes)
@@ -165,14 +165,15 @@ class SegmentedSession:
 class _Pass:
     """One run through the segments: a whole step, or one token of it."""
 
-    step: int
+    step: Step
     positions: np.ndarray
     rows: int | None
     isolate: Values | None
 
     def marked(self) -> AbstractContextManager[None]:
         kept = self.positions if self.rows is None else self.positions[:, -self.rows :]
-        return mark_step(self.step, rows=self.rows, positions=kept)
+        whole = self.step.last
+        return mark_step(self.step.index, rows=self.rows, positions=kept, whole_caches=whole)
 
 
 def last_real(logits: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import UserError
+from .mapping import TapMap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,8 @@ class Options:
     exporter: str = "dynamo"
     opset: int | None = None
     segments: str | None = None
+    share_weights: bool = False
+    mapping: TapMap = field(default_factory=TapMap)
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,15 @@ class Facts:
     """What a session really does; stored in the run, shown in the report.
 
     `substitutions` names every cast, fallback and replacement. `unobserved` lists what it cannot show;
-    every other tap is promised.
+    every other tap is promised. `cache_records` is `views` when each record of a cache tap is all that a
+    segment was handed, `rows` when it is what was appended (and all of it at the last step).
     """
 
     dtype: str
     layout: str
     substitutions: tuple[str, ...] = ()
     unobserved: tuple[Unobserved, ...] = ()
+    cache_records: str = "views"
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -115,6 +120,10 @@ class Spec:
     device: str | None = None
 
 
+def _bare(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_\-]+", name.strip()) is not None
+
+
 _LABEL = re.compile(r"^([A-Za-z0-9_.\-]+)=(.+)$", re.DOTALL)
 
 
@@ -142,7 +151,11 @@ def split_specs(texts: Sequence[str]) -> list[Spec]:
     parts: list[str] = []
     for text in texts:
         names = text.split(",")
-        bare = all(re.fullmatch(r"[A-Za-z0-9_\-]+", name.strip()) for name in names)
+        bare = all(map(_bare, names))
+        if not bare and len(names) > 1 and _bare(names[0]):
+            raise UserError(
+                f"cand={text!r}: only bare names can be listed with commas; repeat --cand for one with options"
+            )
         parts += [name.strip() for name in names] if bare else [text]
     specs = [parse_spec(part) for part in parts]
     labels = [spec.label for spec in specs]

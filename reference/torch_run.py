@@ -52,7 +52,8 @@ class TorchSession:
             self._tokens = self._positions = self._past = None
         new = torch.from_numpy(tokens).to(self.device)
         at = torch.from_numpy(positions).to(self.device)
-        with torch.no_grad(), mark_step(step.index, rows=tokens.shape[1], positions=positions):
+        rows = tokens.shape[1]
+        with torch.no_grad(), mark_step(step.index, rows=rows, positions=positions, whole_caches=step.last):
             logits = self._recompute(new, at) if self.layout == "recompute" else self._grow(new, at)
         return last_real(to_array(logits), positions)
 
@@ -105,6 +106,7 @@ class TorchTarget:
         facts = Facts(
             dtype=dtype,
             layout=layout,
+            cache_records="rows",
             substitutions=() if dtype == "float32" else (f"weights and tables cast to {dtype}",),
             details={"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__},
         )

@@ -9,3 +9,9 @@ TARGETS: dict[str, str] = {
     "prefilled": "parity.targets.prefilled:PrefilledTarget",
     "module": "parity.targets.module:ModuleTarget",
 }
+
+#: The same for a module of the user's (`ModuleCase`).
+MODULE_TARGETS: dict[str, str] = {
+    "onnx": "parity.targets.onnx_module:OnnxModuleTarget",
+    "module": "parity.targets.module:ModuleTarget",
+}

@@ -36,8 +36,6 @@ class ModuleTarget:
     `mapping` names the candidate's axes where a language model is held against ours.
     """
 
-    share: bool = False
-    mapping: TapMap = field(default_factory=TapMap)
     name: str = "module"
     summary: str = "module:PKG.MOD:FACTORY, any nn.Module that claims to compute the same"
 
@@ -61,8 +59,8 @@ class ModuleTarget:
         dtype, device = _dtype(options.dtype), _device(options.device)
         built = build_module(arg, seed=options.seed)
         state = case.module.state_dict() if isinstance(case, ModuleCase) else case.state
-        module, said = prepared(built, dtype=None, device="cpu", own=self.share)
-        if self.share:
+        module, said = prepared(built, dtype=None, device="cpu", own=options.share_weights)
+        if options.share_weights:
             said = (*said, *share_weights(module, state, arg))
         details: dict[str, Any] = {
             "device": device,
@@ -77,11 +75,11 @@ class ModuleTarget:
         if isinstance(case, ModuleCase):
             check_names(module, case.inputs)
             inputs = tensors(module, case.inputs, dtype=dtype, device=device)
-            original = Original.of(case, self.mapping, module)
+            original = Original.of(case, options.mapping, module)
             session = ModuleSession(module, inputs, facts, CandidateError, options.seed, original)
-            return with_unobserved(session, session.shown(), reference, self.mapping)
-        lm, shown = lm_session(case, module, facts, device, self.mapping)
-        return with_unobserved(lm, shown, reference, self.mapping)
+            return with_unobserved(session, session.shown(), reference, options.mapping)
+        lm, shown = lm_session(case, module, facts, device, options.mapping)
+        return with_unobserved(lm, shown, reference, options.mapping)
 
 
 def with_unobserved(

@@ -103,7 +103,6 @@ class OnnxModuleTarget:
     Exports anew each time: nothing tells whether a user's code behaves as it did when a cached file was made.
     """
 
-    mapping: TapMap = field(default_factory=TapMap)
     name: str = "onnx"
     summary: str = "any module exported and run by ONNX Runtime; onnx:FILE.onnx for a file made elsewhere"
 
@@ -135,7 +134,7 @@ class OnnxModuleTarget:
             if asked.path is not None:
                 from .onnx_file import file_session
 
-                return file_session(case, asked.path, runtime, folder, self.mapping)
+                return file_session(case, asked.path, runtime, folder, options.mapping)
             return _exported(case, options, runtime, folder, progress)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -70,6 +70,7 @@ def torch_session(
         facts=Facts(
             dtype=name,
             layout=layout,
+            cache_records="rows" if layout == "recompute" else "views",
             substitutions=() if dtype == torch.float32 else (f"weights and tables cast to {name}",),
             details={"masked": masked, "device": device, "torch": torch.__version__},
         ),

@@ -37,6 +37,7 @@ class StepMark:
 
     index: int = 0
     rows: int | None = None
+    whole_caches: bool = False
     positions: np.ndarray[Any, Any] | None = None
 
 
@@ -155,7 +156,8 @@ def _narrow(
     if "t" not in letters and "p" not in letters:
         return x, given
     axis = letters.index("t" if "t" in letters else "p")
-    kept = shape[axis] if mark.rows is None else min(mark.rows, shape[axis])
+    all_rows = mark.rows is None or (mark.whole_caches and letters[axis] == "p")
+    kept = shape[axis] if all_rows else min(mark.rows or 0, shape[axis])
     if kept < shape[axis]:
         x = x[(slice(None),) * axis + (slice(shape[axis] - kept, None),)]
         given = None if given is None else given[..., given.shape[-1] - kept :]

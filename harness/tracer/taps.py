@@ -124,18 +124,22 @@ def recording(sink: Sink | Recorder, *, dtype: str | None = None) -> Iterator[No
 
 
 @contextmanager
-def step(index: int, *, rows: int | None = None, positions: Any = None) -> Iterator[None]:
+def step(
+    index: int, *, rows: int | None = None, positions: Any = None, whole_caches: bool = False
+) -> Iterator[None]:
     """Mark the records inside as step `index` of the scenario.
 
     rows: keep only the last `rows` rows along the token axis ("t", or "p" where there is none).
     positions: int `[T]` or `[B, T]`, of the rows that are kept, for records that give none.
+    whole_caches: keep every row of records that have "p" but not "t".
     """
     if index < 0:
         raise UserError(f"index={index}: a step cannot be negative")
     if rows is not None and rows < 1:
         raise UserError(f"rows={rows}: keep at least one row, or leave rows out to keep all")
     outer = local.mark
-    local.mark = StepMark(index, rows, None if positions is None else as_positions(positions))
+    given = None if positions is None else as_positions(positions)
+    local.mark = StepMark(index, rows, whole_caches, given)
     try:
         yield
     finally:

@@ -53,14 +53,14 @@ def build_case(request: Request, *, progress: Progress, like: Run | None = None)
 def build_module_case(request: Request) -> ModuleCase:
     """The case of a module of the user's: its factory and the arrays it is called with."""
     assert request.model is not None
-    from parity.harness.imports import load_factory, read_inputs
+    from parity.harness.imports import build_module, read_inputs
     from parity.reference.checkpoints import digest_of
 
     if request.inputs is None:
         raise UserError(
             f"model={request.model!r}: your own module needs --inputs FILE.npz, one array per argument"
         )
-    module = load_factory(request.model)()
+    module = build_module(request.model, seed=request.seed or 0)
     inputs = read_inputs(request.inputs, module)
     return ModuleCase(request.model, module, inputs, digest_of(module.state_dict()))
 
@@ -103,9 +103,10 @@ def inputs_digest(case: ModuleCase) -> str:
 
     hasher = hashlib.sha256()
     for name in sorted(case.inputs):
-        array = np.ascontiguousarray(case.inputs[name])
-        hasher.update(f"{name}:{array.dtype}:{array.shape}:".encode())
-        hasher.update(array.tobytes())
+        value = case.inputs[name]
+        plain = not isinstance(value, np.ndarray)
+        hasher.update(f"{name}:{value!r}".encode() if plain else f"{name}:{value.dtype}:{value.shape}:".encode())
+        hasher.update(b"" if plain else np.ascontiguousarray(value).tobytes())
     return hasher.hexdigest()
 
 

@@ -57,7 +57,7 @@ def record(job: Job, *, progress: Progress) -> str:
         isolate = job.replay != "free" and hasattr(session, "isolated_sink") and job.reference is not None
         if isolate:
             isolated = stack.enter_context(_run(writer, job.spec.label + ISOLATED, job, session))
-            isolated.update_provenance(unobserved=_fed(job))
+            isolated.update_provenance(unobserved=_fed(job, session))
             session.isolated_sink = Recorder(isolated)  # type: ignore[attr-defined]
         try:
             done = _execute(session, job, run, isolate=isolate, progress=progress)
@@ -100,7 +100,7 @@ def _call_once(session: Session, run: RunWriter, progress: Progress, title: str)
 
 
 def _target(job: Job) -> Target:
-    target: Target = registry.target(job.spec.name)
+    target: Target = registry.target(job.spec.name, own_module=isinstance(job.case, ModuleCase))
     reason = target.missing()
     if reason:
         raise UserError(f"target={job.spec.name!r}: cannot run here: {reason}")
@@ -142,6 +142,7 @@ def _run(writer: TraceWriter, name: str, job: Job, session: Session) -> RunWrite
             "dtype": facts.dtype,
             "layout": facts.layout,
             "replay": job.replay if job.reference is not None else "own",
+            "cache_records": facts.cache_records,
             "substitutions": list(facts.substitutions),
             "unobserved": [asdict(item) for item in facts.unobserved],
             "details": dict(facts.details),
@@ -150,12 +151,14 @@ def _run(writer: TraceWriter, name: str, job: Job, session: Session) -> RunWrite
     )
 
 
-def _fed(job: Job) -> list[dict[str, Any]]:
-    """Taps that an isolated replay does not compute, because it takes them from the reference."""
-    assert isinstance(job.case, Case)
-    wiring = job.case.model.wiring
-    taps = ["ids", "rope", *(row.cache for row in wiring.caches)]
-    return [asdict(Unobserved(tap, "fed from the reference")) for tap in taps]
+def _fed(job: Job, session: Session) -> list[dict[str, Any]]:
+    """What an isolated replay cannot show: what its session cannot, and what it takes from the reference."""
+    if isinstance(job.case, ModuleCase):
+        fed = [Unobserved("output*", "belongs to the whole call")]
+    else:
+        taps = ["ids", "rope", *(row.cache for row in job.case.model.wiring.caches)]
+        fed = [Unobserved(tap, "fed from the reference") for tap in taps]
+    return [asdict(item) for item in (*session.facts.unobserved, *fed)]
 
 
 def _after(session: Session) -> Mapping[str, Any]:

@@ -38,9 +38,22 @@ def targets() -> dict[str, str]:
     return merged("parity.targets", REFERENCES, TARGETS)
 
 
-def target(name: str) -> Any:
-    """A target object by name."""
+def target(name: str, *, own_module: bool = False) -> Any:
+    """A target object by name; `own_module` for one that executes a module of the user's."""
     table = targets()
     if name not in table:
         raise UserError(f"target={name!r}: unknown. {did_you_mean(name, table)}")
+    if own_module:
+        return load(_for_modules(name))()
     return load(table[name])()
+
+
+def _for_modules(name: str) -> str:
+    from parity.reference import MODULE_REFERENCES
+    from parity.targets import MODULE_TARGETS
+
+    table = merged("parity.module_targets", MODULE_REFERENCES, MODULE_TARGETS)
+    if name not in table:
+        able = ", ".join(table)
+        raise UserError(f"target={name!r}: cannot execute a module of your own; these can: {able}")
+    return table[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.harness.errors import UserError, did_you_mean
+from parity.harness.mapping import TapMap, load_map
 from parity.harness.target import Options
 
 REPLAYS = ("forced", "free", "isolated")
@@ -64,6 +65,8 @@ class Request:
             exporter=self.exporter,
             opset=self.opset,
             segments=self.segments,
+            share_weights=self.share_weights,
+            mapping=load_map(self.map) if self.map else TapMap(),
         )
 
     @property
