@@ -82,6 +82,7 @@ def test_a_run_that_is_interrupted_keeps_what_it_has(interrupt, tmp_path, stage,
     assert all(len(run.records()) > 0 for run in runs.values())
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_leaves_nothing_that_a_later_run_takes_for_whole(
     interrupt, tmp_path, monkeypatch
 ):
@@ -106,13 +107,17 @@ def test_an_interrupted_comparison_writes_no_half_report(interrupt, tmp_path):
     assert not list(tmp_path.rglob("report.*"))
 
 
-@pytest.mark.slow
-def test_a_training_that_is_interrupted_starts_again(interrupt, tmp_path):
-    interrupt("training", "train", "klm-tiny", "--steps", "3", "--out", "trained")
-    from parity.reference.training.loop import train
+def test_an_interrupted_training_leaves_nothing_that_a_run_takes_for_trained(
+    interrupt, tmp_path, monkeypatch
+):
+    from parity.reference.training import loop
+    from parity.reference.training.text import Text
 
-    resume = (tmp_path / "trained" / "training.pt").is_file()
-    assert train("klm-tiny", tmp_path / "trained", steps=1 if not resume else 3, resume=resume).finished
+    text = Text("the quick brown fox jumps over the lazy dog " * 20, "the lazy fox " * 20)
+    monkeypatch.setattr(loop, "library_text", lambda: text)
+    interrupt("training", "train", "klm-tiny", "--steps", "2", "--out", "trained")
+    assert not list(tmp_path.rglob("model.pt"))
+    assert loop.train("klm-tiny", tmp_path / "trained", steps=2).finished
 
 
 @pytest.mark.slow
