@@ -401,8 +401,8 @@ def _wrong(d, w, at, take, atol, rtol):
 def _rows(d, w, db, wb, place, wrong, geo, atol, rtol, rows, box):
     """Rows of a block that holds whole lines, or a piece of one.
 
-    Unsigned indices, no slices and no calls with arrays: short lines go 4 x faster. Not contracted: mismatches
-    round as `tolerance.within` does.
+    Unsigned indices, no slices and no calls with arrays: short lines go 4 x faster. Not contracted, so that
+    mismatches round as `tolerance.within` does.
     """
     bits, size, at = box.view(np.int64), np.uint64(d.size), np.uint64(0)
     row, room = place // geo[ROW], geo[ROW] - place % geo[ROW]
