@@ -13,8 +13,8 @@ import torch
 from parity.harness.case import Case, Step, Wiring, plan
 from parity.harness.segmented import Executor, SegmentedSession
 from parity.harness.target import Facts, Session, Unobserved
-from parity.harness.tracer import Recorder, Sink
-from parity.harness.values import Values
+from parity.harness.tracer import Sink
+from parity.harness.values import Values, records_of
 
 from ..caches import WindowCache
 from ..torch_segments import RopeTable
@@ -63,7 +63,7 @@ def assemble(
         return inner
     assert reference is not None
     told = f"prompt prefilled on the host: the first {rows.rows} cache rows are the reference's"
-    source = reference.run.records(wiring.caches[0].source)
+    source = records_of(reference.run, wiring.caches[0].source)
     if source and source[0].dtype != "float32":
         told += f", cast from {source[0].dtype} to float32"
     prefills = tuple(step.index for step in plan(case.scenario) if step.kind == "prefill")
@@ -101,12 +101,12 @@ class HostedSession:
         return None
 
     @property
-    def isolated_sink(self) -> Sink | Recorder | None:
+    def isolated_sink(self) -> Sink | None:
         """Where isolated records go."""
         return self.inner.isolated_sink
 
     @isolated_sink.setter
-    def isolated_sink(self, sink: Sink | Recorder | None) -> None:
+    def isolated_sink(self, sink: Sink | None) -> None:
         self.inner.isolated_sink = sink
 
     def close(self) -> None:

@@ -71,18 +71,26 @@ class WholeSession:
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
     ) -> np.ndarray | None:
-        """Feed everything so far; record the rows of the new tokens."""
+        """Feed everything so far; see `Session`."""
         if step.reset:
             self._history.clear()
         self._history.append((tokens, positions))
         ids, held = (np.concatenate(part, axis=1) for part in zip(*self._history, strict=True))
         shown = [_cut(item, ids.shape[1]) for item in self.executor.call(NAME, self._feed(ids, held))]
-        with mark_step(step.index, rows=tokens.shape[1], positions=positions):
-            for item in shown:
-                trace_tensor(item.tap, item.array, axes=item.axes)
+        for item in shown:
+            self._record(item, step.index, positions, held)
         output = self.segment.outputs[0].value
         logits = next(item.array for item in shown if item.tap == output)
         return last_real(logits[:, -tokens.shape[1] :], positions)
+
+    def _record(self, item: Recorded, step: int, positions: np.ndarray, held: np.ndarray) -> None:
+        """The rows of the new tokens; of a cache all rows, as all of them may be attended to."""
+        if "p" in item.axes.split() and "t" not in item.axes.split():
+            with mark_step(step):
+                trace_tensor(item.tap, item.array, axes=item.axes, positions=held)
+            return
+        with mark_step(step, rows=positions.shape[1], positions=positions):
+            trace_tensor(item.tap, item.array, axes=item.axes)
 
     def _feed(self, ids: np.ndarray, held: np.ndarray) -> dict[str, np.ndarray]:
         """Values of the ports; a graph of fixed width is filled up on the right, where causality hides it."""
