@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .comparison import COMPARED, Comparison, Coverage, Culprit, First, Row
 from .rows import CACHE, values_of
@@ -40,13 +40,19 @@ def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
     failed_before = False
     for row in comparison.records:
         own = row.local_ratio is not None and row.local_ratio > 1.0
-        if own and (segment := row.segment or row.tap) not in culprits:
-            culprits[segment] = Culprit(row.tap, row.step, segment, _born(row), row.local_ratio)
+        part = row.segment or row.tap
+        if own and part not in culprits:
+            culprits[part] = Culprit(row.tap, row.step, row.segment or "", _born(row), row.local_ratio)
         elif row.failing and row.local_ratio is None and not failed_before:
-            segment = row.segment or row.tap
-            culprits.setdefault(segment, Culprit(row.tap, row.step, segment, _undecided(row), row.ratio))
+            culprits.setdefault(part, Culprit(row.tap, row.step, row.segment or "", _undecided(row), row.ratio))
         failed_before = failed_before or row.failing or own
-    return tuple(culprits.values()) or _between(comparison)
+    return _innermost(culprits) or _between(comparison)
+
+
+def _innermost(culprits: Mapping[str, Culprit]) -> tuple[Culprit, ...]:
+    """Without modules that are wrong only because a module inside them is."""
+    names = [culprit.tap for culprit in culprits.values()]
+    return tuple(c for c in culprits.values() if not any(name.startswith(c.tap + ".") for name in names))
 
 
 def _between(comparison: Comparison) -> tuple[Culprit, ...]:

@@ -81,8 +81,9 @@ class SegmentedSession:
     rope: Rope
     facts: Facts
     window: int | None = None
-    isolated_sink: Sink | Recorder | None = None
+    isolated_sink: Sink | None = None
     repeat: bool = False
+    _isolated: Recorder | None = None
     _history: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def step(
@@ -124,7 +125,8 @@ class SegmentedSession:
                     trace_tensor(item.tap, item.array, axes=item.axes)
                     values[item.tap] = item.array
                 if now.isolate is not None and self.isolated_sink is not None:
-                    self._isolate(segment, inputs, now, now.isolate, self.isolated_sink)
+                    self._isolated = self._isolated or Recorder(self.isolated_sink)
+                    self._isolate(segment, inputs, now, now.isolate, self._isolated)
         return values[self.wiring.output]
 
     def _append(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
@@ -147,7 +149,7 @@ class SegmentedSession:
         inputs: Mapping[str, np.ndarray],
         now: _Pass,
         reference: Values,
-        sink: Sink | Recorder,
+        recorder: Recorder,
     ) -> None:
         """The same call on the reference's inputs: what is wrong now was born in this segment."""
         caches = {row.cache for row in self.wiring.caches}
@@ -156,7 +158,7 @@ class SegmentedSession:
             if port.value != "mask":
                 at = self.cache.positions(port.value) if port.value in caches else now.positions
                 swapped[port.name] = reference.like(port.value, now.step.index, at, inputs[port.name])
-        with recording(sink), now.marked():
+        with recording(recorder), now.marked():
             for item in self.executor.call(segment.name, swapped):
                 trace_tensor(item.tap, item.array, axes=item.axes)
 

@@ -154,7 +154,7 @@ def split_specs(texts: Sequence[str]) -> list[Spec]:
         bare = all(map(_bare, names))
         if not bare and len(names) > 1 and _bare(names[0]):
             raise UserError(
-                f"cand={text!r}: only bare names can be listed with commas; repeat --cand for one with options"
+                f"cand={text!r}: only bare names can be listed with commas; repeat --cand for the others"
             )
         parts += [name.strip() for name in names] if bare else [text]
     specs = [parse_spec(part) for part in parts]

@@ -156,7 +156,7 @@ class Values:
             records = records_of(self.run, source)
             if not records:
                 raise InconclusiveError(
-                    f"tap={tap!r}: the run {self.run.name!r} did not record it, so no segment can be fed with it"
+                    f"tap={tap!r}: the run {self.run.name!r} did not record it, so nothing can be fed with it"
                 )
             self._rows[source] = TapRows(records, self.resets)
         return self._rows[source]

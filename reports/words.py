@@ -224,9 +224,8 @@ def next_step(comparison: Comparison) -> str:
         return _ended(f"Look at {cause.tap} for: {cause.name}")
     if comparison.culprits:
         born = comparison.culprits[0]
-        return _ended(
-            f"Look inside {born.segment or born.tap} at {born.tap}, step {born.step}: {born.evidence}"
-        )
+        inside = f"inside {born.segment} " if born.segment else ""
+        return _ended(f"Look {inside}at {born.tap}, step {born.step}: {born.evidence}")
     return _next_without_culprit(comparison)
 
 

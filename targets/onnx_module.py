@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from torch import Tensor
 from parity.harness.arrays import to_array
 from parity.harness.case import ModuleCase
 from parity.harness.errors import CandidateError, UserError
-from parity.harness.mapping import TapMap
 from parity.harness.module_session import dtype_of, prepared, tensors
 from parity.harness.observer import observer_effect
 from parity.harness.progress import Progress

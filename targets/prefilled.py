@@ -39,7 +39,7 @@ class PrefilledSession:
             return self.inner.step(step, tokens, positions, isolate)
         if not np.array_equal(np.sort(positions), np.sort(self.filled.positions)):
             raise InconclusiveError(
-                f"prefilled: the files hold {self.filled.positions.shape[1]} rows a sequence, this scenario's "
+                f"prefilled: the files hold {self.filled.positions.shape[1]} rows a sequence, the "
                 f"prompt has {positions.shape[1]}; prefill this prompt, or pass it with --prompt"
             )
         cache = self.inner.cache

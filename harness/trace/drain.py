@@ -28,6 +28,8 @@ _put_crc = struct.Struct("<I").pack_into
 class Flush:
     """Make everything handed over so far visible: `count` rows of a block, and lines of text.
 
+    `durable` waits for the disk, data before the rows that tell of it.
+
     Pieces that come later belong to rows of `next_rows`.
     """
 
@@ -35,6 +37,7 @@ class Flush:
     count: int
     text: bytes
     next_rows: bytearray
+    durable: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -149,6 +152,8 @@ class Drain:
         for name in self._touched:
             self._datasets[name].flush()
         self._touched.clear()
+        if job.durable:
+            self._sync()
         if job.text:
             self._append("text", np.frombuffer(job.text, np.uint8))
         if job.count:
@@ -157,7 +162,12 @@ class Drain:
                     at = start + f.ROW_CRC_AT
                     _put_crc(memory, at, zlib.crc32(memory[start:at]))
             self._append("index", np.frombuffer(job.rows, f.ROW, job.count))
+        if job.durable:
+            self._sync()
         self.kept += job.count
+
+    def _sync(self) -> None:
+        os.fsync(self._file.id.get_vfd_handle())
 
     def _append(self, name: str, array: np.ndarray[Any, Any]) -> None:
         dataset, end = self._datasets[name], self._ends[name]

@@ -73,7 +73,7 @@ class RunWriter:
             if self._over:
                 return
             self._end(complete=complete)
-        self._writer.flush()
+        self._writer.flush(durable=True)
 
     def _end(self, *, complete: bool) -> None:
         self._over = True

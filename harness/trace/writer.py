@@ -137,11 +137,14 @@ class TraceWriter:
             self.flush()
         return run
 
-    def flush(self) -> None:
-        """Return when everything recorded so far is in the file and visible to readers."""
+    def flush(self, *, durable: bool = False) -> None:
+        """Return when everything recorded so far is in the file and visible to readers.
+
+        That survives a kill; with `durable` the disk has it too, so that it survives a power cut.
+        """
         with self._lock:
             self._check()
-            flush = self._send_flush()
+            flush = self._send_flush(durable=durable)
         flush.done.wait()
         self._check()
 
@@ -255,13 +258,13 @@ class TraceWriter:
     def _say(self, content: Mapping[str, Any]) -> None:
         self._text.append(f.line(content))
 
-    def _send_flush(self) -> Flush:
+    def _send_flush(self, *, durable: bool = False) -> Flush:
         """Hand over everything; the caller holds the lock."""
         for stage in self._stages.values():
             stage.flush(pad_to=self._pad)
         rows, count = self._rows, self._count
         self._rows, self._count = (bytearray(_BLOCK_ROWS * f.ROW.itemsize), 0) if count else (rows, 0)
-        flush = Flush(rows, count, b"".join(self._text), self._rows)
+        flush = Flush(rows, count, b"".join(self._text), self._rows, durable)
         self._text = []
         self._unflushed, self._due = 0, time.monotonic() + FLUSH_SECONDS
         self._enough = min(max(FLUSH_BYTES[0], self._bytes // 8), FLUSH_BYTES[1])

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..comparison import Comparison, Finding, Result, Row, Side
 from ..errors import UserError, did_you_mean
+from ..facing import facing
 from .store import store, trace_path
 from .verdict_lines import lines_of, plural, summary_of
-from ..facing import facing
 
 if TYPE_CHECKING:
     from pathlib import Path

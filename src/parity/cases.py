@@ -104,9 +104,11 @@ def inputs_digest(case: ModuleCase) -> str:
     hasher = hashlib.sha256()
     for name in sorted(case.inputs):
         value = case.inputs[name]
-        plain = not isinstance(value, np.ndarray)
-        hasher.update(f"{name}:{value!r}".encode() if plain else f"{name}:{value.dtype}:{value.shape}:".encode())
-        hasher.update(b"" if plain else np.ascontiguousarray(value).tobytes())
+        if isinstance(value, np.ndarray):
+            hasher.update(f"{name}:{value.dtype}:{value.shape}:".encode())
+            hasher.update(np.ascontiguousarray(value).tobytes())
+        else:
+            hasher.update(f"{name}:{value!r}:".encode())
     return hasher.hexdigest()
 
 

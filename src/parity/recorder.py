@@ -17,7 +17,7 @@ from parity.harness.progress import Progress
 from parity.harness.replay import Replayed, replay
 from parity.harness.target import Options, Spec, Unobserved
 from parity.harness.trace import RunWriter, Trace, TraceWriter
-from parity.harness.tracer import Recorder, recording
+from parity.harness.tracer import recording
 from parity.harness.tracer import step as mark_step
 
 from . import registry
@@ -58,7 +58,7 @@ def record(job: Job, *, progress: Progress) -> str:
         if isolate:
             isolated = stack.enter_context(_run(writer, job.spec.label + ISOLATED, job, session))
             isolated.update_provenance(unobserved=_fed(job, session))
-            session.isolated_sink = Recorder(isolated)  # type: ignore[attr-defined]
+            session.isolated_sink = isolated  # type: ignore[attr-defined]
         try:
             done = _execute(session, job, run, isolate=isolate, progress=progress)
         except (ParityError, KeyboardInterrupt):
