@@ -170,7 +170,7 @@ def _count_kinds(x, y, kinds, n):
 
 @_part()
 def _count_slices(x, y, kinds, place, geo, rows, cols):
-    """The same for rows and columns."""
+    """Count what is left out, and what does not hold there, for rows and columns."""
     row, inside, column = place // geo[ROW], place % geo[ROW], place % geo[LINE]
     for i in range(x.size):
         if kinds[i] != ORDINARY:
@@ -352,49 +352,6 @@ def _wrong_columns(d, w, wrong, atol, rtol):
 
 
 # --- putting a block together ---
-
-
-@_part(fastmath=_SUMS)
-def _columns(d, w, err, ref, peak):
-    for i in range(d.size):
-        err[i] += d[i] * d[i]
-        ref[i] += w[i] * w[i]
-        peak[i] = d[i] if d[i] > peak[i] else peak[i]
-
-
-@_part()
-def _wrong_columns(d, w, wrong, atol, rtol):
-    for i in range(d.size):
-        wrong[i] += d[i] > atol + rtol * w[i]
-
-
-# --- putting a block together ---
-
-
-@_part(fastmath=_SUMS)
-def _line(d, w, db, wb, at, take, row, bits, box):
-    """A line, or a piece of one, into its row. Unsigned indices, no slices: 4 x faster on short lines."""
-    dd, ww, dm, wm = 0.0, 0.0, np.int64(0), np.int64(0)
-    for j in range(take):
-        i = at + np.uint64(j)
-        dd += d[i] * d[i]
-        ww += w[i] * w[i]
-        dm = max(dm, db[i])
-        wm = max(wm, wb[i])
-    row[S_ERR] += dd
-    row[S_REF] += ww
-    bits[0], bits[1] = dm, wm
-    row[S_ERR_MAX] = max(row[S_ERR_MAX], box[0])
-    row[S_REF_MAX] = max(row[S_REF_MAX], box[1])
-
-
-@_part()
-def _wrong(d, w, at, take, atol, rtol):
-    count = 0
-    for j in range(take):
-        i = at + np.uint64(j)
-        count += d[i] > atol + rtol * w[i]
-    return count
 
 
 @_part(fastmath={"reassoc"})
