@@ -139,6 +139,14 @@ def test_every_layout_agrees_with_eager_torch_at_every_tap(work: Case, arg: str,
     assert session.facts.unobserved == ()
 
 
+def test_the_whole_model_shows_every_row_of_a_cache_and_only_new_rows_elsewhere(workdir: Path) -> None:
+    work = case(SHORT)
+    run = executed(prepared(work, workdir, "whole"), work, None)
+    last = {record.tap: record for record in run.records() if record.step == 4}
+    assert np.atleast_2d(last["layer1.ks"].positions).tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert np.atleast_2d(last["layer1.k"].positions).tolist() == [[6]]
+
+
 def test_a_reset_prefills_the_static_build_again(workdir: Path) -> None:
     work = case(LONG, steps=8, resets=(4,))
     trusted = reference(work)
