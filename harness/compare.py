@@ -84,7 +84,7 @@ def floors_from(reference: Run, others: Iterable[Run]) -> dict[str, Floor]:
         for tap in reference.taps:
             for pair in aligner.pairs(tap):
                 if pair.measurable:
-                    measured = floor_from(measure_pair(pair, None)[0])
+                    measured = floor_from(measure_pair(pair)[0])
                     floors[tap] = floors[tap].merge(measured) if tap in floors else measured
     return floors
 

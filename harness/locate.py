@@ -44,7 +44,8 @@ def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
         if own and part not in culprits:
             culprits[part] = Culprit(row.tap, row.step, row.segment or "", _born(row), row.local_ratio)
         elif row.failing and row.local_ratio is None and not failed_before:
-            culprits.setdefault(part, Culprit(row.tap, row.step, row.segment or "", _undecided(row), row.ratio))
+            found = Culprit(row.tap, row.step, row.segment or "", _undecided(row), row.ratio)
+            culprits.setdefault(part, found)
         failed_before = failed_before or row.failing or own
     return _innermost(culprits) or _between(comparison)
 

@@ -10,23 +10,20 @@ from .metrics import LogitMetrics, Measurer, Metrics, measure, measure_logits
 
 if TYPE_CHECKING:
     from .align import Pair
-    from .tolerance import Tolerance
+    from .tolerance import Bound
 
 #: Elements per side that are read at once; larger records are streamed in blocks of this size.
 BLOCK = 4 * 1024 * 1024
 
 
-def measure_pair(pair: Pair, tolerance: Tolerance | None) -> tuple[Metrics, LogitMetrics | None]:
+def measure_pair(pair: Pair, bound: Bound | None = None) -> tuple[Metrics, LogitMetrics | None]:
     """All metrics of one pair; for logits (last axis `v`) those of the distributions too."""
-    atol = rtol = 0.0
-    if tolerance is not None:
-        bound = tolerance.bound(pair.tap, _dtype(pair, expected=True), _dtype(pair, expected=False))
-        atol, rtol = bound.atol, bound.rtol
+    atol, rtol = (bound.atol, bound.rtol) if bound is not None else (0.0, 0.0)
     if pair.direct and _size(pair) > BLOCK:
         return _streamed(pair, atol, rtol), None
     actual, expected = _arrays(pair)
     metrics = measure(actual, expected, axes=pair.axes, atol=atol, rtol=rtol)
-    return metrics, _logits(pair, actual, expected)
+    return metrics, _logits(actual, expected) if pair.axes.endswith("v") else None
 
 
 def _arrays(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -52,13 +49,8 @@ def _streamed(pair: Pair, atol: float, rtol: float) -> Metrics:
     return measurer.finish()
 
 
-def _logits(pair: Pair, actual: np.ndarray, expected: np.ndarray) -> LogitMetrics | None:
-    if pair.axes.split()[-1:] != ["v"] or not np.isfinite(expected.astype(np.float64)).all():
+def _logits(actual: np.ndarray, expected: np.ndarray) -> LogitMetrics | None:
+    """None where a side is not finite: there is no distribution."""
+    if not all(np.isfinite(side.astype(np.float64)).all() for side in (actual, expected)):
         return None
-    return measure_logits(actual, expected) if np.isfinite(actual.astype(np.float64)).all() else None
-
-
-def _dtype(pair: Pair, *, expected: bool) -> str:
-    if expected:
-        return str(pair.expected.dtype.name) if pair.expected is not None else pair.reference.dtype  # type: ignore[union-attr]
-    return pair.candidate.dtype  # type: ignore[union-attr]
+    return measure_logits(actual, expected)

@@ -23,7 +23,7 @@ from .values import TapRows, batch_positions, positional, records_of
 if TYPE_CHECKING:
     from .mapping import TapMap
     from .metrics import Metrics
-    from .tolerance import Tolerance
+    from .tolerance import Bound, Tolerance
     from .trace import Record, Run
 
 #: How the report names the part that moves rows between segments.
@@ -37,14 +37,25 @@ class Rules:
     tolerance: Tolerance
     floors: Mapping[str, Floor]
 
-    def judge(self, row: Row, metrics: Metrics) -> tuple[Judgement, float | None]:
-        """The judgement of one measured record and the relative floor it was held against."""
-        allowed = self.tolerance.allows_nonfinite(row.tap)
-        floor = self.floors.get(row.tap)
-        if floor is not None and not self.tolerance.overrides(row.tap):
-            return judge_floor(metrics, floor, dtype=row.dtype, allow_nonfinite=allowed), floor.rms
-        bound = self.tolerance.bound(row.tap, row.expected_dtype, row.dtype)
-        return judge_bound(metrics, bound, allow_nonfinite=allowed), None
+    def of(self, tap: str, expected: str, actual: str) -> Rule:
+        """What holds for the records of a tap in these number formats."""
+        floor = None if self.tolerance.overrides(tap) else self.floors.get(tap)
+        return Rule(self.tolerance.bound(tap, expected, actual), floor, self.tolerance.allows_nonfinite(tap))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is allowed at one tap; the floor goes before the bound."""
+
+    bound: Bound
+    floor: Floor | None
+    nonfinite: bool
+
+    def judge(self, metrics: Metrics) -> Judgement:
+        """The judgement of one measured record."""
+        if self.floor is None:
+            return judge_bound(metrics, self.bound, allow_nonfinite=self.nonfinite)
+        return judge_floor(metrics, self.floor, dtype=metrics.dtype_actual, allow_nonfinite=self.nonfinite)
 
 
 class RowMaker:
@@ -63,13 +74,17 @@ class RowMaker:
         self._sources = {row["cache"]: row["source"] for row in self.wiring.get("caches", ())}
         self._segments = _producers(self.wiring)
         self._needed = _Needed(candidate)
+        self._known: dict[tuple[str, str, str], Rule] = {}
 
     def rows(self, tap: str, place: int) -> list[Row]:
         """Rows of one tap in step order, local errors filled in; `place` is the tap's in execution order."""
         rows = []
+        detail = _Detail()
         for pair in self.aligner.pairs(tap):
             self.fired[pair.rule] = self.fired.get(pair.rule, 0) + 1
-            rows.append(self._row(pair, place))
+            row = self._row(pair, place)
+            detail.keep(row)
+            rows.append(row)
         local = self._local(tap)
         for row in rows:
             _add_local(row, local)
@@ -103,8 +118,11 @@ class RowMaker:
         row.status, row.reason = "missing", "the candidate promised this tap and did not record it"
 
     def _measured(self, row: Row, pair: Pair) -> None:
-        metrics, row.logits = measure_pair(pair, self._rules.tolerance)
-        judgement, row.floor = self._rules.judge(row, metrics)
+        key = row.tap, row.expected_dtype, row.dtype
+        rule = self._known.get(key) or self._known.setdefault(key, self._rules.of(*key))
+        metrics, row.logits = measure_pair(pair, rule.bound)
+        judgement = rule.judge(metrics)
+        row.floor = rule.floor.rms if rule.floor else None
         row.status, row.reason, row.ratio = judgement.status, judgement.reason, judgement.ratio
         row.error, row.shape, row.metrics = metrics.rel_l2, metrics.shape, metrics
         if not judgement.passed:
@@ -133,6 +151,32 @@ class RowMaker:
             if not pair.problem:
                 out[record.step, 0] = self._row(pair, 0)
         return out
+
+
+class _Detail:
+    """Keeps histogram, rows and slices where someone will look: the worst record of a tap, the first failing ones.
+
+    All of them for every record would be some 30 KB each.
+    """
+
+    FAILING = 16
+
+    def __init__(self) -> None:
+        self._worst: Row | None = None
+        self._failing = 0
+
+    def keep(self, row: Row) -> None:
+        """Take note of the next row; what need not be kept in full is slimmed."""
+        if row.metrics is None:
+            return
+        if row.failing and self._failing < self.FAILING:
+            self._failing += 1
+            return
+        before = self._worst
+        if before is None or (row.ratio or 0.0) > (before.ratio or 0.0):
+            self._worst, row = row, before  # type: ignore[assignment]
+        if row is not None and row.metrics is not None:
+            row.metrics = row.metrics.slim()
 
 
 class _Handed:

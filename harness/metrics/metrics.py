@@ -22,6 +22,7 @@ _INT_SLOTS = (
     *("structural", "respelled", "excluded"),
 )
 SLOT = {name: place for place, name in enumerate(_FLOAT_SLOTS + _INT_SLOTS)}
+_NO_ROWS, _NO_COLUMNS = np.empty((0, 7)), np.empty((7, 0))
 _ROW_FIELDS = ("err_rms", "ref_rms", "err_max", "ref_max", "mismatched", "nonfinite", "excluded")
 
 
@@ -205,6 +206,11 @@ class Metrics:
         if self._profiles is None:
             self._profiles = slice_profiles(self._rows, self._columns, self.plan) if self._rows.size else {}
         return self._profiles
+
+    def slim(self) -> Metrics:
+        """The same numbers without rows, histogram and slices: a few hundred bytes whatever was measured."""
+        bound, names = (self.atol, self.rtol), (self.dtype_actual, self.dtype_expected)
+        return Metrics(self.plan, bound, names, self._sums, _NO_ROWS, _NO_COLUMNS, None, self.full)
 
     def unravel(self, index: int | None = None) -> tuple[int, ...]:
         """A flat place (default: that of the largest error) as one index per axis; empty for no place."""

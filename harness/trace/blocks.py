@@ -40,6 +40,10 @@ class Blocks:
         """Elements start..stop as an own array, without going through the cache."""
         return stream.read(self._fd, start, stop)
 
+    def small(self, stream: Stream, start: int, stop: int) -> bytearray | None:
+        """Bytes of a small record, at the price of one system call; None where it takes more."""
+        return stream.small(self._fd, start, stop)
+
     def _load(self, stream: Stream, number: int) -> np.ndarray[Any, Any]:
         while len(self._kept) >= MEMORY // CHUNK:
             del self._kept[next(iter(self._kept))]

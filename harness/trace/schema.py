@@ -105,6 +105,16 @@ class Stream:
             out.view(np.uint8)[got:] = 0
         return out
 
+    def small(self, fd: int, start: int, stop: int) -> bytearray | None:
+        """Bytes of elements that lie in one plain chunk; None where they do not, or not all are there."""
+        number = start // self.chunk
+        if self.deflated or stop > (number + 1) * self.chunk or number not in self.chunks:
+            return None
+        size = self.dtype.itemsize
+        out = bytearray((stop - start) * size)
+        got = os.preadv(fd, [out], self.chunks[number][0] + (start - number * self.chunk) * size)
+        return out if got == len(out) else None
+
     def read(self, fd: int, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Elements start..stop as a fresh array."""
         if stop <= start:

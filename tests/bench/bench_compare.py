@@ -27,7 +27,7 @@ import json, resource, sys, time
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 begin = time.perf_counter()
 import parity
-comparison = parity.compare_traces(sys.argv[1], sys.argv[2], ref_run="one", cand_run="two", tol="fp32", force=True)
+comparison = parity.compare_traces(*sys.argv[1:3], ref_run="one", cand_run="two", tol="fp32", force=True)
 seconds = time.perf_counter() - begin
 print(json.dumps({
     "seconds": seconds,
@@ -81,9 +81,8 @@ def main() -> None:
         for path, name in ((one, "one"), (two, "two")):
             write(path, name, taps=taps, steps=STEPS, shape=(1, 1, 512), noise=0.0)
         small = compare(one, two)
-        print(
-            f"{small['records']} records of 2 KB a side: {small['seconds']:.2f} s, {small['peak_mb']:.0f} MB peak"
-        )
+        took = f"{small['seconds']:.2f} s, {small['peak_mb']:.0f} MB peak"
+        print(f"{small['records']} records of 2 KB a side: {took}")
     with tempfile.TemporaryDirectory() as folder:
         one, two = Path(folder) / "one.h5", Path(folder) / "two.h5"
         steps = max(int(arguments.gb * 1e9 / (64 << 20)), 1)
@@ -94,7 +93,7 @@ def main() -> None:
         large = compare(one, two)
         share = size / large["seconds"] / limit
         print(
-            f"{size / 2e9:.1f} GB a side: {large['seconds']:.1f} s, {share:.2f} of the speed of reading both files, "
+            f"{size / 2e9:.1f} GB a side: {large['seconds']:.1f} s, {share:.2f} of the speed of reading both, "
             f"{large['peak_mb']:.0f} MB peak, torch imported: {large['torch']}"
         )
 

@@ -21,7 +21,7 @@ Edit = Callable[[onnx.GraphProto], None]
 
 @pytest.fixture
 def edited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """`edited("seg_1", edit)`: that segment's graphs are changed after the export, in a cache of their own."""
+    """`edited("seg_1", edit)`: that segment's graphs are changed after the export."""
 
     def plant(segment: str, edit: Edit, *, only: str = "") -> None:
         original = build.export
