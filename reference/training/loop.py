@@ -30,7 +30,7 @@ from .text import Text, library_text
 
 FORMAT = 1
 SAVE_EVERY = 50
-SAY_EVERY = 100
+SAY_EVERY = 200
 PROMPT = "The return value is "
 SAMPLE_LENGTH = 120
 

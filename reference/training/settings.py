@@ -30,7 +30,7 @@ class Settings:
 
 SETTINGS: dict[str, Settings] = {
     "klm": Settings(steps=20_000, batch=16, length=1024, learning_rate=1e-3, warmup=500),
-    "klm-tiny": Settings(steps=1200, batch=16, length=128, learning_rate=4e-3, warmup=60, on_the_spot=True),
+    "klm-tiny": Settings(steps=2400, batch=8, length=128, learning_rate=3e-3, warmup=120, on_the_spot=True),
 }
 
 
