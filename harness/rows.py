@@ -154,7 +154,7 @@ class RowMaker:
 
 
 class _Detail:
-    """Keeps histogram, rows and slices where someone will look: the worst record of a tap, the first failing ones.
+    """Keeps histogram, rows and slices of what someone will look at: the worst record, the first that fail.
 
     All of them for every record would be some 30 KB each.
     """

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from . import cache as bookkeeping
-from .tracer import recording, trace_tensor
+from .tracer import Recorder, recording, trace_tensor
 from .tracer import step as mark_step
 
 if TYPE_CHECKING:
     from .case import Segment, Step, Wiring
     from .target import Facts
-    from .tracer import Recorder, Sink
+    from .tracer import Sink
     from .values import Values
 
 #: What a hidden slot adds to a score: exp(-1e4) is exactly 0 in fp32, fp16 and bf16, and all can hold it.

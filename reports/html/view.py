@@ -45,20 +45,26 @@ def view(comparison: Comparison) -> Mapping[str, Any]:
         "replay": comparison.replay,
         "tolerance": comparison.tolerance,
         "rules": sorted(comparison.rules.items(), key=lambda item: -item[1]),
-        "provenance": [_provenance(*row) for row in words.provenance_rows(comparison)],
+        "provenance": [
+            _provenance(*row, both=bool(comparison.candidate.provenance))
+            for row in words.provenance_rows(comparison)
+        ],
         "sides": (comparison.reference, comparison.candidate),
         "times": [_times(side) for side in (comparison.reference, comparison.candidate) if side.seconds],
         "multiple": words.multiple,
     }
 
 
-def _provenance(name: str, left: str, right: str) -> Mapping[str, Any]:
-    """Long values (a whole wiring table) are cut; whether they differ is known of the whole."""
+def _provenance(name: str, left: str, right: str, *, both: bool) -> Mapping[str, Any]:
+    """Long values (a whole wiring table) are cut; whether they differ is known of the whole.
+
+    A candidate that never ran has no provenance (not `both`), which is no difference.
+    """
     cut = [
         text if len(text) <= VALUE_LIMIT else f"{text[:VALUE_LIMIT]} … ({len(text):,} characters)"
         for text in (left, right)
     ]
-    return {"name": name, "left": cut[0], "right": cut[1], "differs": left != right}
+    return {"name": name, "left": cut[0], "right": cut[1], "differs": both and left != right}
 
 
 def _worst(comparison: Comparison) -> str:

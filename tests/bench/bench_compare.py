@@ -93,7 +93,7 @@ def main() -> None:
         large = compare(one, two)
         share = size / large["seconds"] / limit
         print(
-            f"{size / 2e9:.1f} GB a side: {large['seconds']:.1f} s, {share:.2f} of the speed of reading both, "
+            f"{size / 2e9:.1f} GB a side: {large['seconds']:.1f} s, {share:.2f} of the speed of reading, "
             f"{large['peak_mb']:.0f} MB peak, torch imported: {large['torch']}"
         )
 
