@@ -1,14 +1,16 @@
 """Training of reference checkpoints: AdamW, warmup and cosine, clipping, resumable to the bit.
 
 Every batch is drawn from (seed, step) alone, so a training that was stopped, however it was stopped, goes
-on with the same text in the same order and ends in the same bits as one that ran through (on the same machine
-with as many threads). A kill loses at most the `SAVE_EVERY` steps since the last save.
+on with the same text in the same order and ends in the same bits as one that ran through with as many
+threads. A kill loses at most the `SAVE_EVERY` steps since the last save.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,7 @@ def train(
     resume: bool = False,
     seed: int = 0,
     device: str = "cpu",
+    threads: int | None = None,
     progress: Progress | None = None,
     text: Text | None = None,
 ) -> TrainResult:
@@ -132,6 +135,7 @@ def train(
     progress, folder = progress or Silent(), Path(out_dir)
     settings = settings_for(model_name)
     settings = settings if steps is None else replace(settings, steps=_positive("steps", steps))
+    settings = settings if threads is None else replace(settings, threads=_positive("threads", threads))
     model, text = find_model(model_name), text or library_text()
     training = _begin(model, settings, seed, text, device)
     running, done = folder / "training.pt", folder / "model.pt"
@@ -139,12 +143,22 @@ def train(
     begin, loss = time.monotonic(), float("nan")
     stop = min(settings.steps, settings.steps if until is None else _positive("until", until))
     limit = float("inf") if minutes is None else 60.0 * _positive("minutes", minutes)
-    with progress.stage(f"training {model_name}", settings.steps) as bar:
+    with _threads(settings), progress.stage(f"training {model_name}", settings.steps) as bar:
         bar.advance(training.step)
         while training.step < stop and time.monotonic() - begin < limit:
             loss = _some_steps(training, stop, begin + limit, progress, bar)
             training.save(running)
     return _finish(model, training, text, loss, time.monotonic() - begin, running, done, progress)
+
+
+@contextmanager
+def _threads(settings: Settings) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _begin(model: Model, settings: Settings, seed: int, text: Text, device: str) -> _Training:

@@ -25,7 +25,7 @@ from parity.reference.training.settings import SETTINGS, Settings, learning_rate
 from parity.reference.training.text import Text, library_text, paragraphs
 
 TINY = find_model("klm-tiny")
-SHORT = Settings(steps=4, batch=2, length=16, learning_rate=1e-3, warmup=2, on_the_spot=True)
+SHORT = Settings(steps=4, batch=2, length=16, learning_rate=1e-3, warmup=2, on_the_spot=True, threads=1)
 WORDS = Text("the list of the names is a list. " * 40, "the name of the list is the first one. " * 20)
 
 
@@ -221,7 +221,21 @@ def test_nothing_is_overwritten_and_no_foreign_training_is_resumed(short: Path) 
         train("klm-tiny", short / "out", resume=True)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"minutes": -1.0}, {"until": 0}], ids=str)
+def test_a_training_uses_its_own_number_of_threads_and_gives_it_back(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        loop, "batch_at", lambda *args: used.append(torch.get_num_threads()) or batch_at(*args)
+    )
+    used: list[int] = []
+    before = torch.get_num_threads()
+    train("klm-tiny", short / "row", until=1)
+    train("klm-tiny", short / "said", until=1, threads=2)
+    assert used == [1, 2]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"threads": 0}, {"minutes": -1.0}, {"until": 0}], ids=str)
 def test_lengths_of_a_training_are_above_zero(short: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(wrong))}=.*above 0"):
         train("klm-tiny", short / "out", **wrong)  # type: ignore[arg-type]
