@@ -148,7 +148,8 @@ def train(
         while training.step < stop and time.monotonic() - begin < limit:
             loss = _some_steps(training, stop, begin + limit, progress, bar)
             training.save(running)
-    return _finish(model, training, text, loss, time.monotonic() - begin, running, done, progress)
+    with _threads(settings):
+        return _finish(model, training, text, loss, time.monotonic() - begin, running, done, progress)
 
 
 @contextmanager
