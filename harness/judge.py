@@ -86,7 +86,7 @@ def _bounded(metrics: Metrics, bound: Bound, ratio: float) -> Judgement:
 def _rejudged(metrics: Metrics, bound: Bound) -> Judgement:
     """Judge from the joint histogram; the ratio is an upper bound, at most twice too high."""
     joint = metrics.joint
-    if not metrics.full or not joint.count.size:
+    if not joint.count.size:
         return Judgement(
             "fail", "the stored metrics hold no histogram to judge another bound by; compare again"
         )
@@ -129,10 +129,8 @@ def judge_floor(
     early = _before_values(metrics, allow_nonfinite)
     if early is not None:
         return early
-    if not metrics.full:
-        return Judgement(
-            "fail", "rows were not measured, so that no noise floor can be applied; compare again"
-        )
+    if len(metrics.raw_rows) != metrics.plan.num_rows:
+        return Judgement("fail", "rows were not measured or not kept, as a noise floor needs; compare again")
     if metrics.max_expected == 0.0:
         reason = f"the reference is zero everywhere, but the candidate reaches {metrics.max_actual:g}"
         return Judgement("fail", reason, math.inf, math.inf)
@@ -193,7 +191,8 @@ def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
 
 
 def floor_from(metrics: Metrics) -> Floor:
-    """The relative noise that a measured pair shows: the largest over rows of error / scale of the row."""
+    """The relative noise that a pair measured with rows shows: the largest of error / scale among rows."""
+    assert len(metrics.raw_rows) == metrics.plan.num_rows
     from .metrics.rowjudge import compiled
 
     rms, peak = compiled("levels")(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
@@ -211,7 +210,7 @@ def minimum_tolerance(metrics: Metrics) -> tuple[float, float]:
     if metrics.max_abs == 0.0:
         return 0.0, 0.0
     scale = metrics.rms_expected
-    if scale == 0.0 or not metrics.full:
+    if scale == 0.0 or not metrics.joint.count.size:
         return metrics.max_abs, 0.0
     rtol = _worst(metrics.joint.err_max, scale + metrics.joint.ref_bounds()[0]) * (1.0 + 1e-12)
     return rtol * scale, rtol

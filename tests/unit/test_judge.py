@@ -269,5 +269,18 @@ def test_no_tolerance_passes_a_one_sided_nan() -> None:
     assert minimum_tolerance(measure(e, e)) == (0.0, 0.0)
 
 
+def test_metrics_whose_rows_were_dropped_are_not_passed() -> None:
+    e = values(8, 64)
+    m = measure(e + 1, e)
+    data = m.to_json()
+    for heavy in ("hist", "joint", "profiles", "rows"):
+        data.pop(heavy)
+    for light in (m.slim(), Metrics.from_json(data)):
+        assert judge_floor(light, Floor(1, 1)).status == judge_bound(light, FP32).status == "fail"
+        assert minimum_tolerance(light) == (m.max_abs, 0.0)
+        with pytest.raises(AssertionError):
+            floor_from(light)
+
+
 def test_floors_merge_to_the_higher_of_each() -> None:
     assert Floor(1.0, 4.0).merge(Floor(2.0, 3.0)) == Floor(2.0, 4.0)
