@@ -1,7 +1,24 @@
 """Proves that a ported neural network still computes what the original computes.
 
-    result = parity.run(ref="torch", cand=["onnx", "prefilled"], model="klm-tiny")
-    result.exit_code, result["onnx"].first
+>>> import parity
+>>> case = {"model": "klm-tiny", "weights": "random:0", "scenario": "one", "steps": 2, "tol": "fp32"}
+>>> result = parity.run(ref="torch", cand=["segmented"], out="out", **case)
+>>> result.exit_code
+0
+>>> found = result["segmented"]
+>>> found.verdict, f"{found.coverage.share:.0%}", found.first, found.culprits
+('parity', '100%', None, ())
+>>> row = found.rows()[-1]
+>>> row.tap, row.step, row.status, row.ratio < 1
+('logits', 2, 'pass', True)
+
+Everything that was held against each other lies in the trace, and can be held against each other again.
+
+>>> parity.Trace("out/trace.h5")["torch"]["logits", 2].shape
+(1, 1, 512)
+>>> again = parity.compare_traces("out/trace.h5", "out/trace.h5", cand_run="segmented", tol="exact")
+>>> again.verdict, again.first is not None
+('divergence', True)
 
 Everything that the command line does is a call here, with the same words. Names are loaded when they are
 first used: importing `parity` costs neither torch nor numpy.
