@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+# One OpenMP thread per worker: two workers with two threads each on two cores wait for one another, 5 x slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -34,10 +36,10 @@ guards: setup  ## style, types and the walls between the rooms
 	$(BIN)/lint-imports --no-logo
 
 test: guards  ## every test
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(PYTEST)
 
 test-fast: setup  ## the tests that take seconds
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: setup  ## ratios of speed, printed
 	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
