@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+# Threads that spin while they wait starve each other where several processes share few cores.
+export OMP_WAIT_POLICY := PASSIVE
 # One OpenMP thread per worker: two workers with two threads each on two cores wait for one another, 5 x slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check

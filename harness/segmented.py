@@ -99,9 +99,10 @@ class SegmentedSession:
             self._history.append((tokens, positions))
             rows = tokens.shape[1]
             tokens, positions = (np.concatenate(part, axis=1) for part in zip(*self._history, strict=True))
+        width = tokens.shape[1]
         logits = [
-            self._pass(_Pass(step, positions[:, columns], rows, isolate), tokens[:, columns])
-            for columns in self._chunks(tokens.shape[1])
+            self._pass(_Pass(step, positions[:, at], rows, isolate, at.stop >= width), tokens[:, at])
+            for at in self._chunks(width)
         ]
         return last_real(np.concatenate(logits, axis=1), positions)
 
@@ -118,7 +119,7 @@ class SegmentedSession:
         with now.marked():
             trace_tensor("rope", values["rope"], axes="c b t d")
             for segment in self.wiring.segments:
-                self._append(segment, values, now.positions)
+                self._append(segment, values, now)
                 self._mask(segment, values, now.positions)
                 inputs = {port.name: values[port.value] for port in segment.inputs}
                 for item in self.executor.call(segment.name, inputs):
@@ -129,12 +130,14 @@ class SegmentedSession:
                     self._isolate(segment, inputs, now, now.isolate, self._isolated)
         return values[self.wiring.output]
 
-    def _append(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
+    def _append(self, segment: Segment, values: dict[str, np.ndarray], now: _Pass) -> None:
+        """Caches are recorded as the last token of a step is handed them: every row is in that view."""
         for row in self.wiring.appends(segment.name):
-            self.cache.append(row.cache, values[row.source], positions)
+            self.cache.append(row.cache, values[row.source], now.positions)
             values[row.cache] = self.cache.view(row.cache)
-            held = self.cache.positions(row.cache)
-            trace_tensor(row.cache, values[row.cache], axes="b h p d", positions=held)
+            if now.final:
+                held = self.cache.positions(row.cache)
+                trace_tensor(row.cache, values[row.cache], axes="b h p d", positions=held)
 
     def _mask(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
         if not any(port.value == "mask" for port in segment.inputs):
@@ -171,6 +174,7 @@ class _Pass:
     positions: np.ndarray
     rows: int | None
     isolate: Values | None
+    final: bool
 
     def marked(self) -> AbstractContextManager[None]:
         kept = self.positions if self.rows is None else self.positions[:, -self.rows :]

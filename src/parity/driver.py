@@ -24,7 +24,7 @@ from parity.harness.values import Values
 
 from .cases import build_case, build_module_case
 from .floors import dtypes_of, noise_floor, store_floors, stored_floors
-from .recorder import ISOLATED, Job, record, stored
+from .recorder import ISOLATED, Job, check_spec, record, stored
 from .request import Request
 
 DEFAULT_CANDIDATES = ("segmented", "onnx", "prefilled")
@@ -83,6 +83,8 @@ class _Driver:
         self.specs = split_specs(request.cand)
         if not self.specs:
             raise UserError("cand: name at least one candidate, for example --cand onnx")
+        for spec in (self.reference_spec, *self.specs):
+            check_spec(spec, own_module=request.own_module)
 
     def run(self, *, report: bool) -> Result:
         """Everything: the result holds a comparison per candidate."""

@@ -47,7 +47,7 @@ class Job:
 
 def record(job: Job, *, progress: Progress) -> str:
     """Run the job and return the name of the run that it left in the trace file."""
-    target = _target(job)
+    target = _target(job.spec, own_module=isinstance(job.case, ModuleCase))
     with ExitStack() as stack:
         stack.enter_context(_threads(job.options.threads))
         session = _prepared(target, job, progress)
@@ -99,11 +99,20 @@ def _call_once(session: Session, run: RunWriter, progress: Progress, title: str)
     return Replayed((time.perf_counter() - begin,), ())
 
 
-def _target(job: Job) -> Target:
-    target: Target = registry.target(job.spec.name, own_module=isinstance(job.case, ModuleCase))
+def check_spec(spec: Spec, *, own_module: bool) -> None:
+    """UserError, before anything runs, for a side that cannot be executed or read here."""
+    if spec.kind == "stored":
+        trace, name = stored(spec)
+        trace[name]
+    else:
+        _target(spec, own_module=own_module)
+
+
+def _target(spec: Spec, *, own_module: bool) -> Target:
+    target: Target = registry.target(spec.name, own_module=own_module)
     reason = target.missing()
     if reason:
-        raise UserError(f"target={job.spec.name!r}: cannot run here: {reason}")
+        raise UserError(f"target={spec.name!r}: cannot run here: {reason}")
     return target
 
 
