@@ -10,12 +10,13 @@ from parity.harness.comparison import Result
 
 #: Model and its weights.
 MODELS = {"klm-tiny": {"model": "klm-tiny", "weights": "random:0"}}
-#: Candidate -> the share of the reference's values that it must at least have shown.
+#: Candidate -> the share of the reference's values that it must at least have shown. A static build without a
+#: mask starts from a prompt that was prefilled on the host, as `prefilled` always does.
 TARGETS = {
     "segmented": 1.0,
     "segmented:grow": 1.0,
     "segmented:recompute": 1.0,
-    "onnx": 0.5,
+    "onnx": 0.15,
     "prefilled": 0.05,
 }
 #: Scenario -> the steps it is cut to; None keeps its own.
