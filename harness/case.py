@@ -29,7 +29,8 @@ class CachePolicy:
     def __post_init__(self) -> None:
         if self.kind not in ("full", "window"):
             raise UserError(f"cache={self.kind!r}: unknown cache policy; use full or window(N)")
-        if (self.kind == "window") != (self.window is not None) or (self.window is not None and self.window < 1):
+        given = self.window is not None
+        if (self.kind == "window") != given or (self.window is not None and self.window < 1):
             raise UserError(f"cache={self}: window(N) needs a window of at least 1, full takes none")
 
     def __str__(self) -> str:

@@ -269,8 +269,8 @@ def _row_json(row: Row, *, full: bool) -> dict[str, Any]:
         data[name] = value
     if not full and not row.failing:
         data["metrics"] = data["logits"] = None
-    elif data["metrics"] is not None and not full:
-        for heavy in ("hist", "joint", "profiles", "rows"):
+    elif data["metrics"] is not None:
+        for heavy in ("rows",) if full else ("hist", "joint", "profiles", "rows"):
             data["metrics"].pop(heavy, None)
     return data
 

@@ -131,13 +131,15 @@ class SegmentedSession:
         return values[self.wiring.output]
 
     def _append(self, segment: Segment, values: dict[str, np.ndarray], now: _Pass) -> None:
-        """Caches are recorded as the last token of a step is handed them: every row is in that view."""
+        """Caches are recorded as appended rows, and as the whole view that a step's last token is handed."""
         for row in self.wiring.appends(segment.name):
             self.cache.append(row.cache, values[row.source], now.positions)
             values[row.cache] = self.cache.view(row.cache)
-            if now.final:
-                held = self.cache.positions(row.cache)
-                trace_tensor(row.cache, values[row.cache], axes="b h p d", positions=held)
+            held, view = self.cache.positions(row.cache), values[row.cache]
+            if not now.final:
+                new = now.positions.shape[1]
+                held, view = held[:, -new:], view[:, :, -new:]
+            trace_tensor(row.cache, view, axes="b h p d", positions=held)
 
     def _mask(self, segment: Segment, values: dict[str, np.ndarray], positions: np.ndarray) -> None:
         if not any(port.value == "mask" for port in segment.inputs):

@@ -54,18 +54,27 @@ def _margin(side: np.ndarray, other: np.ndarray) -> float:
 
 
 def _last_logits(run: Run, output: str) -> dict[int, np.ndarray]:
-    """Step -> logits `[B, V]` of the newest real token of each sequence, float64."""
-    out: dict[int, np.ndarray] = {}
+    """Step -> logits `[B, V]` of the newest real token of each sequence, over all calls."""
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for record in records_of(run, output):
-        if positional(record) and record.axes.split()[-1] == "v":
-            out[record.step] = _newest(record)
-    return out
+        if not positional(record) or record.axes.split()[-1] != "v":
+            continue
+        at, logits = _newest(record)
+        before = found.get(record.step)
+        if before is not None:
+            later = at > before[0]
+            at, logits = np.where(later, at, before[0]), np.where(later[:, None], logits, before[1])
+        found[record.step] = at, logits
+    return {step: logits for step, (_, logits) in found.items()}
 
 
-def _newest(record: Record) -> np.ndarray:
+def _newest(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Position `[B]` and logits `[B, V]` of the newest token of each sequence in one record."""
     rows = rows_first(record.read(), record.axes)
-    newest = batch_positions(record).argmax(axis=1)
-    return np.asarray(rows[np.arange(len(rows)), newest], np.float64)
+    positions = batch_positions(record)
+    newest = positions.argmax(axis=1)
+    sequences = np.arange(len(rows))
+    return positions[sequences, newest], rows[sequences, newest].astype(np.float64)
 
 
 def _text(run: Run, ids: list[int]) -> str:

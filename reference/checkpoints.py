@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,22 +18,10 @@ from parity.harness.progress import Progress, Silent
 from parity.models import find_model
 
 from .files import read_state
+from .folders import cache_folder
 from .training.settings import SETTINGS, settings_for
 
 WIDENED = (torch.bfloat16, torch.float16)
-
-
-def cache_folder() -> Path:
-    """`PARITY_CACHE`, or `parity` in the user's cache folder of this platform."""
-    if chosen := os.environ.get("PARITY_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        base = "~/Library/Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "parity"
 
 
 def training_folder(model_name: str) -> Path:

@@ -29,8 +29,9 @@ class SliceProfile:
     nonfinite: Floats
 
     def to_json(self) -> dict[str, list[float]]:
-        """Plain lists."""
-        return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+        """Plain lists, to four significant digits: they are plotted, not judged."""
+        columns = {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+        return {name: [float(f"{value:.4g}") for value in column] for name, column in columns.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, list[float]]) -> SliceProfile:

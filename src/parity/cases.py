@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from parity.harness.case import Case, ModuleCase, Scenario
-from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 
 from .request import DEFAULT_MODEL, DEFAULT_SCENARIO, Request
@@ -56,10 +55,7 @@ def build_module_case(request: Request) -> ModuleCase:
     from parity.harness.imports import build_module, read_inputs
     from parity.reference.checkpoints import digest_of
 
-    if request.inputs is None:
-        raise UserError(
-            f"model={request.model!r}: your own module needs --inputs FILE.npz, one array per argument"
-        )
+    assert request.inputs is not None
     module = build_module(request.model, seed=request.seed or 0)
     inputs = read_inputs(request.inputs, module)
     return ModuleCase(request.model, module, inputs, digest_of(module.state_dict()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from parity.harness.values import Values
 
 from .cases import build_case, build_module_case
 from .floors import dtypes_of, noise_floor, store_floors, stored_floors
-from .recorder import ISOLATED, Job, check_spec, record, stored
+from .recorder import ISOLATED, Job, check_spec, record, reference_values, refuse_itself, stored
 from .request import Request
 
 DEFAULT_CANDIDATES = ("segmented", "onnx", "prefilled")
@@ -32,7 +33,7 @@ DEFAULT_CANDIDATES = ("segmented", "onnx", "prefilled")
 
 def run(
     ref: str = "torch",
-    cand: str | Sequence[str] = DEFAULT_CANDIDATES,
+    cand: str | Sequence[str] | None = None,
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -41,11 +42,14 @@ def run(
 ) -> Result:
     """Hold candidates against a reference and report.
 
+    Without candidates, our models are held against `DEFAULT_CANDIDATES` and your own module against `onnx`.
     `options` are those of the command line, by the same names (see `Request`). Writes `trace.h5`,
     `report.html` and `report.json` into `out` (a dated folder by default; `report=False` leaves the
     reports out). Raises UserError for what cannot be run, CandidateError never: a candidate that fails is
     part of the result.
     """
+    if cand is None:
+        cand = ("onnx",) if ":" in (options.get("model") or "") else DEFAULT_CANDIDATES
     names = (cand,) if isinstance(cand, str) else tuple(cand)
     unknown = options.keys() - Request.__dataclass_fields__.keys()
     if unknown:
@@ -58,7 +62,10 @@ def run(
 
 def new_folder(out: str | Path | None) -> Path:
     """The folder that results go to; a dated one by default, never one that holds a trace already."""
-    folder = Path(out) if out else Path(f"parity-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    folder = Path(out) if out else _dated()
+    held = next((name for name in ("trace.h5", "report.json") if (folder / name).exists()), None)
+    if held is not None:
+        raise UserError(f"out={str(folder)!r}: holds a {held} already, which is kept; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -68,6 +75,12 @@ def new_folder(out: str | Path | None) -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"out={str(folder)!r}: cannot be written to; name another folder")
     return folder
+
+
+def _dated() -> Path:
+    stamp = f"parity-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    names = (Path(stamp if number == 1 else f"{stamp}-{number}") for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
 
 
 class _Driver:
@@ -148,11 +161,10 @@ class _Driver:
     def _candidate_run(self, spec: Spec, reference: Run) -> tuple[Run, Run | None, str]:
         if spec.kind == "stored":
             trace, name = stored(spec)
+            if self.reference_spec.kind == "stored":
+                refuse_itself((self.reference_spec.name, reference.name), (spec.name, name))
             return trace[name], _isolated(trace, name), spec.name
-        derived = {
-            row["cache"]: row["source"] for row in reference.provenance.get("wiring", {}).get("caches", ())
-        }
-        label = record(self._job(spec, Values(reference, derived=derived)), progress=self.progress)
+        label = record(self._job(spec, reference_values(reference)), progress=self.progress)
         trace = Trace(self.trace)
         return trace[label], _isolated(trace, label), str(self.trace)
 
@@ -229,7 +241,8 @@ def _environment(request: Request, reference: Run) -> dict[str, Any]:
     from dataclasses import asdict
     from importlib.metadata import version
 
-    asked = {key: str(value) for key, value in asdict(request).items() if value not in (None, (), False)}
+    silent = ("None", "()", "False")
+    asked = {key: str(value) for key, value in asdict(request).items() if str(value) not in silent}
     libraries = {name: version(name) for name in ("parity", "torch", "numpy", "onnxruntime", "onnx", "h5py")}
     return {
         "model": reference.provenance.get("model", "unknown"),
@@ -244,7 +257,7 @@ def _environment(request: Request, reference: Run) -> dict[str, Any]:
 
 
 def _cache() -> Path:
-    from parity.reference.checkpoints import cache_folder
+    from parity.reference.folders import cache_folder
 
     return cache_folder()
 
@@ -270,6 +283,7 @@ def compare_traces(
         trace, chosen = stored(Spec(name or "", str(path), "stored", str(path), name or ""))
         sides.append((trace, chosen, str(path)))
     (ref_trace, ref_name, ref_path), (cand_trace, cand_name, cand_path) = sides
+    refuse_itself((ref_path, ref_name), (cand_path, cand_name))
     one, two = ref_trace[ref_name], cand_trace[cand_name]
     return compare_runs(
         one,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
@@ -16,16 +18,16 @@ from parity.harness.errors import CandidateError, ParityError, UserError
 from parity.harness.progress import Progress
 from parity.harness.replay import Replayed, replay
 from parity.harness.target import Options, Spec, Unobserved
-from parity.harness.trace import RunWriter, Trace, TraceWriter
+from parity.harness.trace import Run, RunWriter, Trace, TraceWriter
 from parity.harness.tracer import recording
 from parity.harness.tracer import step as mark_step
+from parity.harness.values import Values
 
 from . import registry
 from .cases import case_provenance
 
 if TYPE_CHECKING:
     from parity.harness.target import Session, Target
-    from parity.harness.values import Values
 
 #: Suffixes of runs that belong to another: a candidate's isolated replay, a reference's noise floor.
 ISOLATED = "@isolated"
@@ -64,9 +66,7 @@ def record(job: Job, *, progress: Progress) -> str:
         except (ParityError, KeyboardInterrupt):
             raise
         except Exception as error:
-            raise CandidateError(
-                f"{job.spec.text}: failed while running: {type(error).__name__}: {error}"
-            ) from error
+            raise _broken(job, "failed while running", error) from error
         run.update_provenance(seconds=done.seconds, **_after(session))
     return job.spec.label
 
@@ -130,9 +130,16 @@ def _prepared(target: Target, job: Job, progress: Progress) -> Session:
     except (ParityError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise CandidateError(
-            f"{job.spec.text}: could not be prepared: {type(error).__name__}: {error}"
-        ) from error
+        raise _broken(job, "could not be prepared", error) from error
+
+
+def _broken(job: Job, what: str, error: Exception) -> CandidateError:
+    """The candidate's own failure, with the place; `PARITY_DEBUG` shows the whole traceback."""
+    if os.environ.get("PARITY_DEBUG"):
+        traceback.print_exception(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    return CandidateError(f"{job.spec.text}: {what}: {type(error).__name__}: {error} [{where}]")
 
 
 def _options(job: Job) -> Options:
@@ -184,6 +191,12 @@ def _threads(count: int | None) -> AbstractContextManager[Any]:
     return threads(count)
 
 
+def reference_values(run: Run) -> Values:
+    """What a candidate may be fed of a recorded reference; cache rows are derived from what was appended."""
+    caches = run.provenance.get("wiring", {}).get("caches", ())
+    return Values(run, derived={row["cache"]: row["source"] for row in caches})
+
+
 def stored(spec: Spec) -> tuple[Trace, str]:
     """The trace and run name of a stored side; without a run name the file must hold one that is meant."""
     trace = Trace(spec.name)
@@ -198,3 +211,9 @@ def stored(spec: Spec) -> tuple[Trace, str]:
             f"{spec.name}: holds the runs {', '.join(names) or 'none'}; say which, as {spec.name}:RUN"
         )
     return trace, chosen
+
+
+def refuse_itself(reference: tuple[str, str], candidate: tuple[str, str]) -> None:
+    """UserError for one run on both sides: it is always at parity with itself, which would prove nothing."""
+    if reference[1] == candidate[1] and Path(reference[0]).samefile(candidate[0]):
+        raise UserError(f"cand={candidate[1]!r}: is the reference itself; name another run of {candidate[0]}")

@@ -49,6 +49,10 @@ class Request:
     def __post_init__(self) -> None:
         _one_of("replay", self.replay, REPLAYS)
         _one_of("exporter", self.exporter, EXPORTERS)
+        if self.own_module and self.inputs is None:
+            raise UserError(
+                f"model={self.model!r}: your own module needs --inputs FILE.npz, one array per argument"
+            )
         for name in ("threads", "batch", "opset"):
             value = getattr(self, name)
             if value is not None and value < 1:

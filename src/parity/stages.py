@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress, Silent
 from parity.harness.target import parse_spec
-from parity.harness.values import Values
 
 from .cases import build_case, build_module_case
-from .recorder import Job, stored
+from .recorder import Job, reference_values, stored
 from .recorder import record as record_job
 from .request import DEFAULT_MODEL, Request
 
@@ -55,12 +54,6 @@ def record(
         None if reference is None else reference_values(reference),
     )
     return record_job(job, progress=progress)
-
-
-def reference_values(run: Run) -> Values:
-    """What a candidate may be fed of a recorded reference; cache rows are derived from what was appended."""
-    caches = run.provenance.get("wiring", {}).get("caches", ())
-    return Values(run, derived={row["cache"]: row["source"] for row in caches})
 
 
 def prefill(out: str | Path, *, progress: Progress | None = None, **options: Any) -> list[Path]:
@@ -153,6 +146,6 @@ def _reference(text: str) -> Run:
 
 
 def _work() -> Path:
-    from parity.reference.checkpoints import cache_folder
+    from parity.reference.folders import cache_folder
 
     return cache_folder() / "work"

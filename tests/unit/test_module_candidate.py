@@ -87,10 +87,10 @@ def case_of(module: nn.Module) -> ModuleCase:
     return ModuleCase("theirs:build", module, {"x": x}, "digest")
 
 
-def first_wrong(case: ModuleCase, spec: str, **target: Any) -> tuple[str | None, Facts]:
+def first_wrong(case: ModuleCase, spec: str, **options: Any) -> tuple[str | None, Facts]:
     """The first tap, in the reference's order, whose values are not those of the reference."""
     expected, _ = recorded(ModuleReference(), case)
-    actual, facts = recorded(ModuleTarget(**target), case, spec)
+    actual, facts = recorded(ModuleTarget(), case, spec, **options)
     assert actual.taps == expected.taps
     for want, got in zip(expected.records(), actual.records(), strict=True):
         if not np.allclose(got.read(), want.read(), rtol=1e-6, atol=1e-7):
@@ -148,7 +148,7 @@ def test_weights_that_differ_are_counted_and_named(offer: Callable[..., str]) ->
 def test_shared_weights_leave_only_what_the_code_does(offer: Callable[..., str]) -> None:
     case = case_of(reference())
     assert first_wrong(case, offer(Net))[0] == "module:blocks.0.up"
-    wrong, facts = first_wrong(case, offer(Net), share=True)
+    wrong, facts = first_wrong(case, offer(Net), share_weights=True)
     assert wrong is None
     assert "the reference's weights were loaded into it" in facts.substitutions
     assert facts.details["weights"] == "all 20 tensors of the same name are equal"
@@ -157,7 +157,7 @@ def test_shared_weights_leave_only_what_the_code_does(offer: Callable[..., str])
 def test_sharing_writes_to_a_copy_and_not_to_what_the_factory_keeps(offer: Callable[..., str]) -> None:
     kept = Net()
     before = kept.head.weight.clone()
-    first_wrong(case_of(reference()), offer(lambda: kept), share=True)
+    first_wrong(case_of(reference()), offer(lambda: kept), share_weights=True)
     assert torch.equal(kept.head.weight, before)
 
 
@@ -174,7 +174,7 @@ def test_weights_that_cannot_be_shared_are_listed(offer: Callable[..., str]) -> 
         r"tail.bias\); 2 of another shape \(head.weight, head.bias\)"
     )
     with pytest.raises(UserError, match=sentence):
-        recorded(ModuleTarget(share=True), case_of(reference()), offer(Other))
+        recorded(ModuleTarget(), case_of(reference()), offer(Other), share_weights=True)
 
 
 def recorded_weights(case: ModuleCase, spec: str) -> str:
@@ -208,10 +208,10 @@ def test_what_a_port_does_not_have_is_told_and_its_outputs_stay_promised(
     taps = [item.taps for item in session.facts.unobserved]
     assert taps == [tap for tap in Known.run.taps if tap.startswith("module:")]
     mapping = TapMap(renames={"module:net.*": "module:*"})
-    session = ModuleTarget(mapping=mapping).prepare(
+    session = ModuleTarget().prepare(
         case_of(reference()),
         arg=spec,
-        options=Options(),
+        options=Options(mapping=mapping),
         reference=Known(),
         workdir=tmp_path,
         progress=Silent(),

@@ -66,10 +66,10 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], nn.Module]]
     return put
 
 
-def recorded(spec: str, scenario: Scenario, **target: Any) -> tuple[MemoryRun, Facts]:
+def recorded(spec: str, scenario: Scenario, **options: Any) -> tuple[MemoryRun, Facts]:
     case = Case(FakeModel(), Causal().state_dict(), "digest", scenario)  # type: ignore[arg-type]
-    session = ModuleTarget(**target).prepare(
-        case, arg=spec, options=Options(), reference=None, workdir=Path(), progress=Silent()
+    session = ModuleTarget().prepare(
+        case, arg=spec, options=Options(**options), reference=None, workdir=Path(), progress=Silent()
     )
     run = MemoryRun("module")
     replay(session, scenario, sink=run, progress=Silent(), title="test")

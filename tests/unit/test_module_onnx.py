@@ -303,8 +303,9 @@ class Bare(nn.Module):
 
 def test_a_file_without_scopes_shows_its_outputs_and_says_so(tmp_path: Path) -> None:
     case = ModuleCase("theirs:build", Bare(), {"x": floats(2, 8), "extra": floats(1)}, "digest")
-    target = OnnxModuleTarget(mapping=TapMap(inputs={"first": "x"}))
-    actual, facts = recorded(target, case, tmp_path, str(bare(tmp_path / "bare.onnx")))
+    declared = TapMap(inputs={"first": "x"})
+    path = str(bare(tmp_path / "bare.onnx"))
+    actual, facts = recorded(OnnxModuleTarget(), case, tmp_path, path, mapping=declared)
     expected, _ = recorded(ModuleReference(), case, tmp_path)
     assert_same(actual, expected, without=frozenset({"module:relu", "between"}))
     assert {item.taps: item.reason for item in facts.unobserved} == {

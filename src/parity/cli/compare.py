@@ -55,7 +55,6 @@ def command(
         _side(reference, ref_run, "ref"),
         _side(candidate, cand_run, "cand"),
     )
-    _refuse_itself((ref_path, ref_run), (cand_path, cand_run))
     comparison = compare_traces(
         ref_path, cand_path, ref_run=ref_run, cand_run=cand_run, progress=ConsoleProgress(), **given(values)
     )
@@ -70,20 +69,6 @@ def _side(text: str, run: str | None, side: str) -> tuple[str, str | None]:
     if named and run:
         raise click.UsageError(f"{side}-run={run!r}: {text} names a run too; name it once")
     return path, named or run
-
-
-def _refuse_itself(reference: tuple[str, str | None], candidate: tuple[str, str | None]) -> None:
-    """A run is always at parity with itself, which would prove nothing."""
-    from parity.harness.errors import UserError
-    from parity.harness.target import Spec
-    from parity.recorder import stored
-
-    paths = [Path(path) for path, _ in (reference, candidate)]
-    if not all(path.exists() for path in paths) or not paths[0].samefile(paths[1]):
-        return
-    names = [stored(Spec("", path, "stored", path, run or ""))[1] for path, run in (reference, candidate)]
-    if names[0] == names[1]:
-        raise UserError(f"cand-run={names[1]!r}: is the reference itself; name another run of {candidate[0]}")
 
 
 def _reported(result: Result, out: str | None) -> Result:

@@ -46,11 +46,11 @@ def command(
     parity run --ref before/trace.h5:torch --cand onnx:exported/
     parity run --model mypkg.net:build --inputs inputs.npz --cand onnx
     """
-    from parity.driver import DEFAULT_CANDIDATES, run
+    from parity.driver import run
 
     from .progress import ConsoleProgress
     from .show import show_result
 
-    result = run(ref, cand or DEFAULT_CANDIDATES, out=out, progress=ConsoleProgress(), **given(values))
+    result = run(ref, cand or None, out=out, progress=ConsoleProgress(), **given(values))
     show_result(result, as_json=as_json, verbose=verbose)
     ctx.exit(result.exit_code)
