@@ -135,8 +135,10 @@ class Store:
                 self._close(path, entry)
 
     def _close(self, path: Path, entry: _Open) -> None:
-        del self._open[path]
-        entry.writer.close()
+        try:
+            entry.writer.close()
+        finally:
+            del self._open[path]
 
     def _say_once(self, path: Path | None, name: str, notice: str) -> None:
         """A loop that opens the same run for every token says it once, not once per token."""
