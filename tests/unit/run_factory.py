@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -38,8 +39,8 @@ def simple(
     """`[3, 4]` values per tap and step, alike in every run; `changes` map (tap, step) -> function of them."""
     run = new_run(name, **provenance)
     for step in range(steps):
-        for place, tap in enumerate(taps):
-            values = noise(3, 4, seed=100 * step + place)
+        for tap in taps:
+            values = noise(3, 4, seed=1000 * step + crc32(tap.encode()))
             change = (changes or {}).get((tap, step))
             if (tap, step) not in set(skip):
                 run.record(tap, change(values) if change else values, step=step)
