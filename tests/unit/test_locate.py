@@ -362,6 +362,8 @@ def test_rows_that_others_filled_in_are_held_against_the_references() -> None:
     own._records = [r for r in own._records if r.step >= 2 or r.tap == "ids"]
     found = factory.compared(theirs, own)
     assert found.exit_code == 0, found.first
+    assert found.culprits == ()
+    assert {row.local for row in found.rows() if row.tap == "ks" and row.step >= 2} == {0.0}
     held = next(r for r in own._records if r.tap == "ks")
     held.array = held.array.copy()
     held.array[:, :, 0] += 1
