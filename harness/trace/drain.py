@@ -53,6 +53,7 @@ class Drain:
         self._datasets = {name: file[name].id for name in f.DATASETS}
         self._touched: set[str] = set()
         self._digests: dict[str, Digest] = {}
+        self._fd = file.id.get_vfd_handle()
         self._rows: bytearray = bytearray()
         self._queue: SimpleQueue[Job | Flush | None] = SimpleQueue()
         self._idle: Callable[[], None] = lambda: None
@@ -144,9 +145,15 @@ class Drain:
                 )
 
     def _write_chunk(self, dataset: Any, at: int, chunk: np.ndarray[Any, Any]) -> None:
-        dataset.write_direct_chunk(
-            (at,), deflate(chunk, self._level) if self._level else chunk.view(np.uint8)
-        )
+        """A plain chunk goes where HDF5 made room for it: its own call would stop the recording thread."""
+        if self._level:
+            dataset.write_direct_chunk((at,), deflate(chunk, self._level))
+            return
+        address = dataset.get_chunk_info_by_coord((at,)).byte_offset
+        memory = memoryview(chunk.view(np.uint8))
+        while memory:
+            done = os.pwrite(self._fd, memory, address)
+            memory, address = memory[done:], address + done
 
     def _flush(self, job: Flush) -> None:
         for name in self._touched:
@@ -167,7 +174,7 @@ class Drain:
         self.kept += job.count
 
     def _sync(self) -> None:
-        os.fsync(self._file.id.get_vfd_handle())
+        os.fsync(self._fd)
 
     def _append(self, name: str, array: np.ndarray[Any, Any]) -> None:
         dataset, end = self._datasets[name], self._ends[name]

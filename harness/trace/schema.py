@@ -34,7 +34,11 @@ def skeleton(level: int) -> bytes:
 
 
 def _dataset(file: Any, name: str, dtype: np.dtype[Any], level: int) -> None:
-    options = {"compression": level, "shuffle": True} if level else {}
+    """Streams of data get their room when they grow, so that chunks can be written without HDF5's lock."""
+    options: dict[str, Any] = {"compression": level, "shuffle": True} if level else {}
+    if name.startswith("data/") and not level:
+        options["dcpl"] = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        options["dcpl"].set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     file.create_dataset(
         name,
         shape=(0,),
@@ -146,11 +150,12 @@ class Stream:
 def _check_room(stream: Stream, size: int, path: str) -> None:
     """No stream may claim more than the file has room for, so that nothing absurd is ever allocated.
 
-    A killed writer may leave one buffer of chunks that were promised and never written.
+    A killed writer may leave one buffer of chunks per stream that were promised and never written, also
+    behind the end of the file.
     """
     places = sorted(stream.chunks.values())
     apart = all(a + stored <= b for (a, stored), (b, _) in pairwise(places))
-    inside = not places or places[-1][0] <= size
+    inside = not places or places[-1][0] <= size + f.BUFFER * len(STORAGE_NAMES)
     granted = (len(places) + f.BUFFER // f.CHUNK + 1) * stream.chunk
     if stream.chunk != chunk_length(stream.name, stream.dtype) or not apart or not inside:
         raise UserError(f"path={path}: the chunks of {stream.name} are not those of a trace; it is damaged")
