@@ -5,6 +5,8 @@ Positions are int64 `[B, S]`; -1 marks padding or a slot that was never filled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,3 +45,17 @@ def missing_rows(query: Positions, key: Positions, window: int | None) -> list[l
         held = {int(position) for position in key[sequence]}
         out.append([p for p in range(oldest, newest + 1) if p not in held])
     return out
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """`3..7, 12` for sorted whole numbers."""
+    out: list[str] = []
+    start = last = numbers[0]
+    for number in [*numbers[1:], None]:
+        if number is not None and number == last + 1:
+            last = number
+            continue
+        out.append(str(start) if start == last else f"{start}..{last}")
+        if number is not None:
+            start = last = number
+    return ", ".join(out)

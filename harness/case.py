@@ -43,7 +43,7 @@ class CachePolicy:
         if not rest:
             return cls(word)
         digits = rest.removesuffix(")")
-        if not rest.endswith(")") or not digits.isdigit():
+        if not rest.endswith(")") or not (digits.isascii() and digits.isdigit()):
             raise UserError(f"cache={text!r}: not a cache policy; use full or window(N) with a whole number")
         return cls(word, int(digits))
 

@@ -43,6 +43,8 @@ def compare_runs(
     """
     findings = refuse_unlike(reference, candidate, force=force)
     if any(tap.startswith((".", "module:")) for tap in (*reference.taps, *candidate.taps)):
+        if isolated is not None:
+            isolated = cast("Run", facing(reference, isolated)[1])
         reference, candidate = cast("tuple[Run, Run]", facing(reference, candidate))
     maker = RowMaker(reference, candidate, isolated, rules, mapping)
     order = [tap for tap in maker.aligner.order if not taps or matches(tap, taps)]
@@ -51,7 +53,8 @@ def compare_runs(
         for place, tap in enumerate(order):
             rows += maker.rows(tap, place)
             bar.advance()
-    if replay == "free":
+    unsound = _unsound(rows) or maker.unsound
+    if replay in ("free", "own"):
         findings += leave_out_after_parting(rows, reference, candidate)
     rows.sort(key=lambda row: (row.step, row.order, row.call))
     for place, row in enumerate(rows):
@@ -68,7 +71,7 @@ def compare_runs(
         tolerance=rules.tolerance.name,
         replay=replay,
         inconclusive=_inconclusive(rows, reference, candidate),
-        unsound=_unsound(rows),
+        unsound=unsound,
     )
     return replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
 
@@ -112,7 +115,7 @@ def _notes(
 
 def _inconclusive(rows: Sequence[Row], reference: Run, candidate: Run) -> str:
     """Why nothing can be concluded; empty when something can."""
-    if all(row.metrics is None for row in rows):
+    if not any(row.metrics is not None and row.metrics.count for row in rows):
         return "nothing was compared: the two runs have no record in common"
     for side, run in (("reference", reference), ("candidate", candidate)):
         if not run.complete:

@@ -49,6 +49,7 @@ class Row:
     dtype: str = ""
     expected_dtype: str = ""
     hidden: int = 0
+    padded: int = 0
     rule: str = ""
     metrics: Metrics | None = None
     logits: LogitMetrics | None = None

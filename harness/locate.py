@@ -52,8 +52,10 @@ def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
 
 def _innermost(culprits: Mapping[str, Culprit]) -> tuple[Culprit, ...]:
     """Without modules that are wrong only because a module inside them is."""
-    names = [culprit.tap for culprit in culprits.values()]
-    return tuple(c for c in culprits.values() if not any(name.startswith(c.tap + ".") for name in names))
+    found = tuple(culprits.values())
+    inside = [(outer, c) for outer in found for c in found if c.tap.startswith(outer.tap + ".")]
+    outer_only = {id(outer) for outer, inner in inside if inner.step <= outer.step}
+    return tuple(culprit for culprit in found if id(culprit) not in outer_only)
 
 
 def _between(comparison: Comparison) -> tuple[Culprit, ...]:
@@ -92,6 +94,7 @@ def coverage_of(rows: Sequence[Row]) -> Coverage:
         size = values_of(row)
         if row.status == "extra":
             continue
+        size -= row.padded
         expected += size
         hidden += row.hidden
         if row.status in COMPARED:

@@ -129,6 +129,10 @@ class TapMap:
         words += [str(transform) for transform in self._chain(tap)]
         return ", ".join(words) + f" (declared in {self.source})" if words else ""
 
+    def transformed(self, tap: str) -> bool:
+        """Whether a tap's array is changed, not only its name."""
+        return bool(self._chain(tap))
+
     def unmatched(self, taps: Iterable[str]) -> list[str]:
         """Entries that name none of these candidate taps, as `section "name"`."""
         known = list(taps)

@@ -9,7 +9,7 @@ import numpy as np
 from .metrics import LogitMetrics, Measurer, Metrics, measure, measure_logits
 
 if TYPE_CHECKING:
-    from .align import Pair
+    from .pairs import Pair
     from .tolerance import Bound
 
 #: Elements per side that are read at once; larger records are streamed in blocks of this size.

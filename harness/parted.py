@@ -25,8 +25,9 @@ def leave_out_after_parting(rows: Sequence[Row], reference: Run, candidate: Run)
     step = _first_difference(reference, candidate)
     if step is None:
         return []
+    ran = {record.step for record in records_of(candidate, "ids")}
     for row in rows:
-        if row.step >= step and row.status != "extra":
+        if row.step >= step and row.step in ran and row.status != "extra":
             row.status, row.reason, row.slice = "skipped", REASON, ""
             row.ratio = row.local_ratio = None
             row.metrics = row.logits = None

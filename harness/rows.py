@@ -5,18 +5,21 @@ There may be a hundred thousand rows: each is made once and filled in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .align import Aligner, Pair, gathered, matches
-from .cache import missing_rows
+from .align import Aligner, matches
+from .cache import missing_rows, spans
 from .case import CachePolicy
 from .comparison import Row
+from .gather import gathered
 from .judge import Floor, Judgement, judge_bound, judge_floor
 from .measuring import measure_pair
+from .pairs import Pair
 from .slices import worst_slice
 from .values import TapRows, batch_positions, positional, records_of
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from .tolerance import Bound, Tolerance
     from .trace import Record, Run
 
+#: Rows that only the candidate has come after all that the reference executed.
+LATE = 1 << 62
 #: How the report names the part that moves rows between segments.
 CACHE = "cache"
 
@@ -66,6 +71,7 @@ class RowMaker:
     ) -> None:
         self.aligner = Aligner(reference, candidate, mapping=mapping)
         self.fired: dict[str, int] = {}
+        self.unsound = ""
         self.wiring: Mapping[str, Any] = (
             candidate.provenance.get("wiring") or reference.provenance.get("wiring") or {}
         )
@@ -73,7 +79,7 @@ class RowMaker:
         self._isolated = Aligner(reference, isolated) if isolated is not None else None
         self._sources = {row["cache"]: row["source"] for row in self.wiring.get("caches", ())}
         self._segments = _producers(self.wiring)
-        self._needed = _Needed(candidate)
+        self._needed = _Needed(reference, candidate)
         self._known: dict[tuple[str, str, str], Rule] = {}
 
     def rows(self, tap: str, place: int) -> list[Row]:
@@ -90,7 +96,15 @@ class RowMaker:
             _add_local(row, local)
         if tap in self._sources:
             self._needed.check(tap, rows)
+        if rows and self._is_output(tap) and all(row.status == "skipped" and values_of(row) for row in rows):
+            rows[0].status, rows[0].reason = "missing", "a model output is always promised, and never came"
         return rows
+
+    def _is_output(self, tap: str) -> bool:
+        """Isolated runs have no output of the whole call."""
+        if self._candidate.name.endswith("@isolated"):
+            return False
+        return tap == self.wiring.get("output", "logits") or tap.partition(".")[0] == "output"
 
     def _row(self, pair: Pair, place: int) -> Row:
         row = _bare(pair, place, CACHE if pair.tap in self._sources else self._segments.get(pair.tap))
@@ -100,13 +114,14 @@ class RowMaker:
             self._absent(row)
         elif pair.reference is None and pair.expected is None:
             row.status, row.reason = "extra", "the reference has no such record"
-        elif pair.direct and pair.reference is not None and pair.reference.shape != pair.candidate.shape:
-            row.status, row.reason = (
-                "shape",
-                f"shape={pair.candidate.shape}, but should be {pair.reference.shape}",
-            )
+        elif (shapes := pair.shapes) and shapes[0] != shapes[1]:
+            row.status, row.reason = "shape", f"shape={shapes[0]}, but should be {shapes[1]}"
         else:
             self._measured(row, pair)
+        if row.status in ("missing", "shape") and pair.reference is not None and _holds_nan(pair.reference):
+            self.unsound = self.unsound or f"the reference itself holds NaN: {row.tap} at step {row.step}"
+        if pair.lost:
+            row.status, row.reason, row.slice, row.ratio = "missing", pair.lost, pair.lost, math.inf
         return row
 
     def _absent(self, row: Row) -> None:
@@ -146,7 +161,7 @@ class RowMaker:
         trusted = records_of(self._reference, source)
         own = _Handed(TapRows(records, resets), TapRows(trusted, resets) if trusted else None)
         out = {}
-        for record in records_of(self._candidate, tap):
+        for record in filter(positional, records_of(self._candidate, tap)):
             pair = gathered(tap, record.step, [record], [], own)
             if not pair.problem:
                 out[record.step, 0] = self._row(pair, 0)
@@ -199,14 +214,15 @@ class _Handed:
 class _Needed:
     """Positions that a token may attend to must be in the cache that it is handed."""
 
-    def __init__(self, candidate: Run) -> None:
+    def __init__(self, reference: Run, candidate: Run) -> None:
         policy = candidate.provenance.get("policy", "none")
         self._known = policy != "none"
         self._window = CachePolicy.parse(policy).window if self._known else None
         self._queries = {record.step: record for record in records_of(candidate, "ids") if positional(record)}
         self._candidate = candidate
         if candidate.provenance.get("cache_records") == "rows":
-            self._queries = {step: self._queries[step] for step in sorted(self._queries)[-1:]}
+            last = max((record.step for record in records_of(reference, "ids")), default=-1)
+            self._queries = {step: query for step, query in self._queries.items() if step == last}
 
     def check(self, tap: str, rows: Sequence[Row]) -> None:
         """Mark rows of a cache tap that lack a position; the fault is the cache's own."""
@@ -226,20 +242,6 @@ class _Needed:
         return ""
 
 
-def spans(numbers: Sequence[int]) -> str:
-    """`3..7, 12` for sorted whole numbers."""
-    out: list[str] = []
-    start = last = numbers[0]
-    for number in [*numbers[1:], None]:
-        if number is not None and number == last + 1:
-            last = number
-            continue
-        out.append(str(start) if start == last else f"{start}..{last}")
-        if number is not None:
-            start = last = number
-    return ", ".join(out)
-
-
 def _producers(wiring: Mapping[str, Any]) -> dict[str, str]:
     """Tap -> the segment that computes it."""
     out: dict[str, str] = {}
@@ -251,13 +253,13 @@ def _producers(wiring: Mapping[str, Any]) -> dict[str, str]:
 
 def _bare(pair: Pair, place: int, segment: str | None) -> Row:
     reference, candidate = pair.reference, pair.candidate
-    some = candidate or reference
+    some = reference or candidate
     if pair.expected is not None:
         expected = str(pair.expected.dtype.name)
     else:
         expected = reference.dtype if reference else ""
     return Row(
-        order=place,
+        order=reference.order if reference is not None else LATE + place,
         tap=pair.tap,
         step=pair.step,
         call=pair.call,
@@ -268,8 +270,13 @@ def _bare(pair: Pair, place: int, segment: str | None) -> Row:
         dtype=candidate.dtype if candidate else "",
         expected_dtype=expected,
         hidden=pair.hidden,
+        padded=pair.padded,
         rule=pair.rule,
     )
+
+
+def _holds_nan(record: Record) -> bool:
+    return "float" in record.dtype and bool(np.isnan(record.read().astype(np.float64)).any())
 
 
 def _add_local(row: Row, local: Mapping[tuple[int, int], Row]) -> None:

@@ -133,11 +133,16 @@ def parse_spec(text: str) -> Spec:
     label, body = (match[1], match[2]) if match else ("", text)
     if not body.strip():
         raise UserError(f"spec={text!r}: is empty; name a target, for example onnx or trace.h5:torch")
+    if body[-1] in ":@":
+        raise UserError(f"spec={text!r}: breaks off after {body[-1]!r}; leave that out, or name what follows")
     path, run = _stored(body)
     if path:
         return Spec(label or run or Path(path).stem, body, "stored", path, run)
-    body, _, device = body.partition("@") if not body.startswith("module:") else (body, "", "")
+    at = re.fullmatch(r"(.*)@([a-z]+(?::\d+)?)", body) if not body.startswith("module:") else None
+    body, device = (at[1], at[2]) if at else (body, "")
     name, _, arg = body.partition(":")
+    if not name:
+        raise UserError(f"spec={text!r}: names no target; write for example torch@cuda")
     return Spec(label or body, text if not match else match[2], "target", name, arg, device or None)
 
 

@@ -28,6 +28,8 @@ def tokens_of(reference: Run, candidate: Run, *, free: bool, output: str = "logi
                     side.append([])
                 side[sequence].append(int(logits.argmax()))
             compared += 1
+            if np.isnan(theirs).any() or np.isnan(own).any():
+                continue
             if theirs.argmax() == own.argmax():
                 agreed += 1
             else:
@@ -57,7 +59,7 @@ def _last_logits(run: Run, output: str) -> dict[int, np.ndarray]:
     """Step -> logits `[B, V]` of the newest real token of each sequence, over all calls."""
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for record in records_of(run, output):
-        if not positional(record) or record.axes.split()[-1] != "v":
+        if not record.size or not positional(record) or record.axes.split()[-1] != "v":
             continue
         at, logits = _newest(record)
         before = found.get(record.step)

@@ -94,9 +94,7 @@ class TapRows:
         while self._next < len(self._records) and self._records[self._next].step <= step:
             self._take(self._records[self._next])
             self._next += 1
-        if self._epoch_of(step) != self._epoch:
-            self._table = self._known = None
-        if self._table is None or self._known is None:
+        if self._table is None or self._known is None or self._epoch_of(step) != self._epoch:
             raise InconclusiveError(f"step={step}: nothing is recorded for it up to there")
         if len(positions) != len(self._known):
             raise InconclusiveError(
@@ -119,6 +117,12 @@ class TapRows:
             self._epoch, self._table, self._known = epoch, None, None
         positions = batch_positions(record)
         rows = rows_first(record.read(), record.axes)
+        before = self._table
+        if before is not None and (rows.shape[2:], rows.dtype) != (before.shape[2:], before.dtype):
+            raise InconclusiveError(
+                f"step={record.step}: rows of {rows.dtype} {rows.shape[2:]}, but before "
+                f"of {before.dtype} {before.shape[2:]}"
+            )
         self._reserve(rows, int(positions.max(initial=-1)) + 1)
         assert self._table is not None
         assert self._known is not None
@@ -131,7 +135,7 @@ class TapRows:
         have = 0 if self._known is None else self._known.shape[1]
         if self._known is not None and self._table is not None and length <= have:
             return
-        size = max(length, 2 * have)
+        size = max(length, 2 * have, 1)
         table = np.zeros((rows.shape[0], size, *rows.shape[2:]), rows.dtype)
         known = np.zeros((rows.shape[0], size), np.bool_)
         if self._table is not None and self._known is not None:

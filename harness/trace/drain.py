@@ -150,7 +150,7 @@ class Drain:
             dataset.write_direct_chunk((at,), deflate(chunk, self._level))
             return
         address = dataset.get_chunk_info_by_coord((at,)).byte_offset
-        memory = memoryview(chunk.view(np.uint8))
+        memory = chunk.view(np.uint8).data
         while memory:
             done = os.pwrite(self._fd, memory, address)
             memory, address = memory[done:], address + done

@@ -214,8 +214,11 @@ class _Driver:
 
 
 def _isolated(trace: Trace, name: str) -> Run | None:
-    names = {run.name for run in trace.runs}
-    return trace[name + ISOLATED] if name + ISOLATED in names else None
+    """The isolated replay that belongs to a run: it was opened right after it."""
+    runs = trace.runs
+    at = next(place for place, run in enumerate(runs) if run.label == trace[name].label)
+    follows = runs[at + 1] if at + 1 < len(runs) else None
+    return follows if follows is not None and follows.name == runs[at].name + ISOLATED else None
 
 
 def _side(run: Run, label: str, path: str) -> Side:

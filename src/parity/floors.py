@@ -104,7 +104,7 @@ def store_floors(path: Path, reference: Run, dtypes: tuple[str, ...], floors: Ma
 
 def stored_floors(path: Path | str, reference: Run, dtypes: tuple[str, ...]) -> dict[str, Floor]:
     """The noise floor that lies beside a reference for these number formats; empty if none was measured."""
-    for run in Trace(path).runs:
+    for run in reversed(Trace(path).runs):
         if run.name == reference.name + FLOOR and sorted(run.provenance["dtypes"]) == sorted(dtypes):
             return {tap: Floor(**level) for tap, level in run.provenance["floors"].items()}
     return {}

@@ -325,7 +325,6 @@ def without(place: Place) -> Plant:
 MISSING = "align.gathered: a row that the candidate lacks is not missed where the step has another record"
 
 
-@pytest.mark.xfail(strict=True, reason=MISSING)
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_row_that_was_not_recorded_is_always_found(data: st.DataObject) -> None:

@@ -234,7 +234,6 @@ def test_other_axes_are_a_problem_and_no_guess(axes: str) -> None:
     assert not pair.measurable
 
 
-@pytest.mark.xfail(strict=True, reason="align._by_call: declared axes that differ are never looked at")
 def test_other_axes_are_a_problem_without_a_token_axis_too() -> None:
     theirs, own = factory.new_run(), factory.new_run("cand")
     theirs.record("w", np.eye(4, dtype=np.float32), axes="h d")
@@ -256,9 +255,6 @@ def test_rows_of_another_width_are_a_problem() -> None:
     assert "shape" in pairs(theirs, own, "q")[0].problem
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="align.gathered: calls of different row shapes end in a traceback"
-)
 def test_calls_of_different_row_shapes_are_a_problem() -> None:
     theirs, own = factory.new_run(), factory.new_run("cand")
     theirs.record("q", factory.noise(1, 4, 4), axes="b t d", positions=np.arange(4))
@@ -267,11 +263,6 @@ def test_calls_of_different_row_shapes_are_a_problem() -> None:
     assert pairs(theirs, own, "q")[0].problem
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="align.gathered: two calls over the same positions (a module called twice in a step) are merged, "
-    "the last one answers for both",
-)
 def test_a_module_that_is_called_twice_over_the_same_tokens_has_two_records() -> None:
     theirs, own = factory.new_run(), factory.new_run("cand")
     for run in (theirs, own):
@@ -318,10 +309,6 @@ def test_two_names_mapped_onto_one_are_refused() -> None:
         Aligner(factory.simple(), own, mapping=TapMap("m", {"a": "b"}))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="align.pairs: a rename switches alignment by position off, so other layouts do not compare",
-)
 def test_a_renamed_cache_is_still_compared_by_position() -> None:
     theirs, own = factory.new_run(), factory.new_run("cand")
     theirs.record("ks", HISTORY[:, :, :6], axes=CACHE, positions=np.arange(6))

@@ -119,10 +119,6 @@ def test_empty_tensors_alone_prove_nothing() -> None:
     assert "empty" in found.rows()[0].reason
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="compare._inconclusive: metrics of empty tensors count as compared, no reason is given",
-)
 def test_an_inconclusive_result_always_says_why() -> None:
     theirs, own = new_run(), new_run("cand")
     for run in (theirs, own):
@@ -188,10 +184,6 @@ def test_what_was_recorded_is_judged_though_it_was_not_promised() -> None:
     assert statuses(found)["b", 1, 0] == "fail"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="rows._absent: outputs declared unobserved at every step are skipped; they are always promised",
-)
 def test_a_model_output_is_always_promised() -> None:
     unobserved = [{"taps": "*", "reason": "fused", "steps": None}]
     table = factory.wiring(("s", ["a", "logits"]))
@@ -236,9 +228,6 @@ def by_token(
     return run
 
 
-@pytest.mark.xfail(
-    strict=True, reason="align.gathered: a step without a reference record is status shape and fails"
-)
 def test_steps_that_the_reference_lacks_are_extra_where_positions_are_known() -> None:
     found = compared(by_token(), by_token("cand", range(6)))
     assert found.counts == {"equal": 4, "extra": 2}
@@ -252,30 +241,24 @@ def test_steps_that_the_candidate_lacks_are_missing_where_positions_are_known() 
 MISSING_ROWS = "align.gathered: asks only for the candidate's own positions; rows that it lacks go unnoticed"
 
 
-@pytest.mark.xfail(strict=True, reason=MISSING_ROWS)
 @pytest.mark.parametrize("held", [range(1, 4), range(3), (0, 1, 3), (2,)], ids=str)
 def test_a_token_whose_row_was_not_recorded_is_not_cut_away(held: Any) -> None:
     found = compared(by_token(step=0), by_token("cand", held, step=0))
     assert found.exit_code == 1
 
 
-@pytest.mark.xfail(strict=True, reason=MISSING_ROWS)
 def test_a_step_that_records_an_older_token_again_does_not_pass_for_its_own() -> None:
     found = compared(by_token(), by_token("cand", (0, 1, 2, 2)))
     assert found.exit_code == 1
     assert found.first.step == 3
 
 
-@pytest.mark.xfail(strict=True, reason=MISSING_ROWS)
 def test_a_real_token_that_the_candidate_calls_padding_is_not_hidden() -> None:
     theirs, own = by_token(step=0), by_token("cand", step=0)
     own.records()[0].positions[1] = -1
     assert compared(theirs, own).exit_code == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="align.gathered: rows at positions that the reference lacks are zeroed on both sides"
-)
 def test_rows_that_the_reference_lacks_are_not_counted_as_parity_in_silence() -> None:
     found = compared(by_token(step=0), by_token("cand", range(6), step=0))
     assert found.exit_code == 1 or any(
@@ -315,7 +298,6 @@ def test_nan_in_the_candidate_alone_is_a_divergence() -> None:
     assert found.rows()[4].ratio == np.inf
 
 
-@pytest.mark.xfail(strict=True, reason="compare._unsound: looks at measured rows only")
 @pytest.mark.parametrize("own", ["missing", "shape"])
 def test_nan_in_the_reference_is_seen_where_nothing_could_be_measured(own: str) -> None:
     changes = {("b", 1): lambda values: values.T} if own == "shape" else {}
@@ -390,19 +372,12 @@ def test_a_tap_that_is_recorded_twice_in_a_step_has_two_rows() -> None:
     assert statuses(found) == {("a", 0, 0): "equal", ("a", 0, 1): "fail", ("b", 0, 0): "fail"}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="compare_runs: rows are sorted by the tap's first place, so a second call goes before b",
-)
 def test_calls_of_a_tap_stand_where_they_were_executed() -> None:
     found = compared(called(0, "torch"), called(1, "cand"))
     assert [(row.tap, row.call) for row in found.rows()] == [("a", 0), ("b", 0), ("a", 1)]
     assert found.first.tap == "b"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="compare_runs: a tap first seen in a later step is placed after all others"
-)
 def test_a_tap_that_begins_in_a_later_step_stands_where_it_was_executed() -> None:
     runs = []
     for name, delta in (("torch", 0), ("cand", 1)):
@@ -414,10 +389,6 @@ def test_a_tap_that_begins_in_a_later_step_stands_where_it_was_executed() -> Non
     assert compared(*runs).first.tap == "layer0.q"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="align._by_call: of two records with one (tap, step, call) the last one wins in silence",
-)
 def test_a_record_that_another_one_overwrites_is_not_lost() -> None:
     theirs, own = new_run(), new_run("cand")
     theirs.record("a", noise(4))
@@ -446,11 +417,6 @@ def test_shapes_that_differ_are_a_failure_and_never_reshaped(change: Any) -> Non
     assert found.exit_code == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UserError,
-    reason="rows._row: a shape that differs after a rename or transform ends the whole comparison",
-)
 @pytest.mark.parametrize(
     "names",
     [TapMap("m", {"x": "b"}), TapMap("m", {"x": "b"}, transforms=(Transform("x", "transpose", [1, 0]),))],
@@ -642,15 +608,11 @@ def test_other_tokens_in_a_forced_replay_are_a_divergence() -> None:
     assert (found.first.tap, found.first.step) == ("ids", 3)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="parted: records that are missing after the parting are excused as parted"
-)
 def test_a_free_replay_that_stops_early_is_not_at_parity() -> None:
     found = compared(*free_runs(parted=1, steps=2), replay="free")
     assert found.exit_code == 1
 
 
-@pytest.mark.xfail(strict=True, reason="parted: metrics are dropped before the reference is looked at")
 def test_nan_in_the_reference_counts_after_the_parting_too() -> None:
     theirs, own = free_runs(parted=3)
     theirs.records("a")[5].array[0] = np.nan
@@ -673,7 +635,6 @@ def test_positions_are_told_as_runs(numbers: list[int], text: str) -> None:
     assert spans(numbers) == text
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="tokens._newest: argmax of logits without a token")
 def test_logits_without_a_token_are_empty_and_no_traceback() -> None:
     runs = []
     for name in ("torch", "cand"):

@@ -142,10 +142,6 @@ def test_a_name_that_only_begins_alike_is_no_module_inside() -> None:
     assert culprits(*rows) == [("module:h.1", 0, ""), ("module:h.10", 0, "")]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="locate._innermost: drops an outer module that was wrong at an earlier step than the inner one",
-)
 def test_a_module_that_is_wrong_before_any_module_inside_it_stays_a_culprit() -> None:
     rows = [
         row("module:h.0.attn", "pass", 0.1, segment=None),
@@ -183,9 +179,6 @@ def test_nothing_covers_nothing() -> None:
     assert coverage_of([row("a")]).blind_spot is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows._bare: a record of another shape is counted by the candidate's size"
-)
 def test_coverage_counts_values_of_the_reference() -> None:
     theirs, own = factory.new_run(), factory.new_run("cand")
     theirs.record("a", factory.noise(100))
@@ -193,10 +186,6 @@ def test_coverage_counts_values_of_the_reference() -> None:
     assert factory.compared(theirs, own).coverage.expected == 100
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="align._without_hidden: places at padding are zeroed on both sides and counted as checked too",
-)
 def test_padding_is_hidden_and_not_checked() -> None:
     runs = []
     for name in ("torch", "cand"):
@@ -326,18 +315,12 @@ def test_rows_that_a_policy_has_hidden_may_be_gone() -> None:
     )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rows._Needed: without a policy in the provenance no row of a cache is asked for"
-)
 def test_rows_that_the_reference_has_and_the_cache_lacks_are_seen_without_a_policy() -> None:
     theirs = model_run("torch", policy="none")
     found = factory.compared(theirs, model_run("cand", policy="none", cache=short))
     assert found.exit_code == 1 or found.coverage.share < 1.0
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="rows._moved: a cache tap without positions ends in a traceback"
-)
 def test_a_cache_that_was_recorded_without_positions_is_no_traceback() -> None:
     runs = []
     for name in ("torch", "cand"):

@@ -50,24 +50,17 @@ def test_the_text_of_a_labelled_side_is_what_the_person_named() -> None:
     assert parse_spec("torch@cuda").text == "torch@cuda"
 
 
-@pytest.mark.xfail(strict=True, reason="target.parse_spec: an @ anywhere in a path is taken for a device")
 def test_an_at_sign_in_a_path_is_no_device() -> None:
     spec = parse_spec("onnx:/models/a@b/net.onnx")
     assert (spec.arg, spec.device) == ("/models/a@b/net.onnx", None)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="target.parse_spec: nothing before @DEVICE gives a spec without name and label"
-)
 def test_a_device_without_a_target_is_refused() -> None:
     with pytest.raises(UserError):
         parse_spec("@cuda")
 
 
 @pytest.mark.parametrize("text", ["trace.h5:", "torch@"])
-@pytest.mark.xfail(
-    strict=True, reason="target.parse_spec: an empty run or device is dropped in silence, or read as a target"
-)
 def test_a_side_that_breaks_off_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         parse_spec(text)

@@ -130,9 +130,6 @@ def test_runs_without_logits_have_no_tokens() -> None:
     assert (found.compared, found.expected_text) == (0, ())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tokens: argmax of NaN is its place, so NaN on both sides is agreement"
-)
 def test_not_a_number_is_no_choice() -> None:
     broken = [[[0.0, np.nan, 1.0]]]
     assert tokens(broken, broken).agreed == 0

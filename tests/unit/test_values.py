@@ -104,11 +104,6 @@ def test_a_step_after_a_reset_without_records_has_nothing() -> None:
         TapRows(run.records("k"), resets=(2,)).at(2, np.array([[0]]))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=InconclusiveError,
-    reason="values.TapRows.at: forgets the table at a reset without records, and does not rebuild it",
-)
 def test_looking_past_a_reset_does_not_lose_what_was_before() -> None:
     run = factory.new_run()
     run.record("k", row(0), step=0, axes=AXES, positions=np.array([0]))
@@ -152,10 +147,6 @@ def test_rows_keep_their_number_format(dtype: Any) -> None:
     assert np.array_equal(got, values[:, [2, 0]])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="values.TapRows._take: the table takes the dtype of whichever record grew it, others are cast",
-)
 def test_a_tap_that_changes_its_number_format_is_not_cast_in_silence() -> None:
     run = factory.new_run()
     run.record("x", np.full((1, 1, 2), 1 + 1e-12), axes="b t d", positions=np.array([0]), step=0)
@@ -169,9 +160,6 @@ def test_a_tap_that_changes_its_number_format_is_not_cast_in_silence() -> None:
     assert got[0, 0, 0] == 1 + 1e-12
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="values.TapRows._reserve: rows of another shape end in a traceback"
-)
 def test_a_tap_that_changes_the_shape_of_its_rows_is_said_in_words() -> None:
     run = factory.new_run()
     run.record("x", np.ones((1, 1, 2)), axes="b t d", positions=np.array([0]), step=0)
