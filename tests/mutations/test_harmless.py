@@ -12,6 +12,8 @@ from torch import Tensor
 from parity.models.klm import segments
 from parity.targets import caches
 
+pytestmark = pytest.mark.slow
+
 CANDIDATES = ["segmented", "segmented:grow", "segmented:recompute", "torch:grow", "prefilled"]
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from parity.models.klm import segments
 
+pytestmark = pytest.mark.slow
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 

@@ -49,7 +49,7 @@ def test_every_room_is_linked_relatively(room):
 
 
 def test_every_folder_with_code_is_a_room_or_stands_beside_them():
-    beside = {"src", "tests", "docs", "scripts", "out", "build", "dist"}
+    beside = {"src", "tests", "examples", "out", "build", "dist"}
     holders = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert holders - beside <= set(ROOMS)
     assert {path.name for path in FACE.iterdir() if path.is_symlink()} == set(ROOMS)
@@ -126,7 +126,7 @@ def test_no_file_is_longer_than_one_idea():
     assert {
         name: lines
         for name, lines in lengths.items()
-        if lines > LONG.get(name, MAX_LINES + 100 * name.startswith("tests/"))
+        if lines > LONG.get(name, MAX_LINES + 300 * name.startswith("tests/"))
     } == {}
 
 
