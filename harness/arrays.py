@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .dtypes import as_storage, from_any
+from .errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -25,3 +26,17 @@ def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> torch.Te
     plain = torch.from_numpy(storage.copy())
     logical = getattr(torch, name)
     return (plain if plain.dtype == logical else plain.view(logical)).to(device)
+
+
+def checked_device(device: str | None) -> str:
+    """The torch device asked for, or cpu; UserError when torch cannot see it."""
+    import torch
+
+    name = device or "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UserError(f"device={name!r}: not a torch device; use cpu, cuda or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name!r}: torch sees no CUDA device here; use cpu, or another machine")
+    return name

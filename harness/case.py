@@ -100,6 +100,11 @@ class Scenario:
         """Tokens of the padded prompt."""
         return self.pad_to or max(map(len, self.ids))
 
+    @property
+    def padded(self) -> bool:
+        """Whether some prompt is shorter than the padded width."""
+        return any(len(row) != self.prompt_length for row in self.ids)
+
     def with_batch(self, batch: int) -> Scenario:
         """The same scenario with `batch` sequences: one prompt is replicated, a list must already fit."""
         if batch == self.batch:

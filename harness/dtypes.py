@@ -41,6 +41,19 @@ STORAGE_NAMES: tuple[str, ...] = tuple(dict.fromkeys(_STORAGE.values()))
 _BY_DTYPE: dict[np.dtype[Any], str] = {np.dtype(name): name for name in (*_NATIVE, "bool")}
 
 
+#: What people write on a command line -> logical name, for the formats that models are computed in.
+WORDS = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def dtype_of_word(word: str) -> str:
+    """`bf16` or `bfloat16` -> `bfloat16`; UserError for a format that no model is computed in."""
+    if word in WORDS.values():
+        return word
+    if word not in WORDS:
+        raise UserError(f"dtype={word!r}: models are not computed in it here. {did_you_mean(word, WORDS)}")
+    return WORDS[word]
+
+
 @cache
 def logical_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype (ml_dtypes' where numpy has none) of a logical name; UserError if unknown."""

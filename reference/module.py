@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
+from parity.harness.arrays import checked_device
 from parity.harness.case import ModuleCase
+from parity.harness.dtypes import WORDS, dtype_of_word
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.module_session import ModuleSession, Original, dtype_of, prepared, tensors
 from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options
 from parity.harness.values import Values
-
-from .torch_run import DTYPES, checked_device, dtype_name
 
 
 class ModuleReference:
@@ -56,6 +56,6 @@ def wanted_dtype(arg: str, options: Options) -> str | None:
     word = arg or options.dtype
     if not word:
         return None
-    if word not in DTYPES and word not in DTYPES.values():
-        raise UserError(f"torch:{arg}: {word!r} is no dtype. {did_you_mean(word, DTYPES)}")
-    return dtype_name(word)
+    if word not in WORDS and word not in WORDS.values():
+        raise UserError(f"torch:{arg}: {word!r} is no dtype. {did_you_mean(word, WORDS)}")
+    return dtype_of_word(word)

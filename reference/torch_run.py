@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.harness.arrays import to_array
+from parity.harness.arrays import checked_device, to_array
 from parity.harness.case import CachePolicy, Case, Step
+from parity.harness.dtypes import WORDS, dtype_of_word
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.progress import Progress
 from parity.harness.segmented import last_real
@@ -27,7 +28,6 @@ from parity.harness.values import Values
 
 from .policies import visible
 
-DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LAYOUTS = ("recompute", "grow")
 
 
@@ -115,38 +115,15 @@ class TorchTarget:
 
 def parse_arg(arg: str, *, default_dtype: str | None) -> tuple[str, str]:
     """`bf16`, `grow`, `fp64+grow` -> logical dtype and layout."""
-    dtype, layout = dtype_name(default_dtype or "fp32"), "recompute"
+    dtype, layout = dtype_of_word(default_dtype or "fp32"), "recompute"
     for word in filter(None, arg.split("+")):
         if word in LAYOUTS:
             layout = word
-        elif word in DTYPES or word in DTYPES.values():
-            dtype = dtype_name(word)
+        elif word in WORDS or word in WORDS.values():
+            dtype = dtype_of_word(word)
         else:
-            raise UserError(f"torch:{arg}: {word!r} is unknown. {did_you_mean(word, [*DTYPES, *LAYOUTS])}")
+            raise UserError(f"torch:{arg}: {word!r} is unknown. {did_you_mean(word, [*WORDS, *LAYOUTS])}")
     return dtype, layout
-
-
-def dtype_name(word: str) -> str:
-    """`bf16` or `bfloat16` -> `bfloat16`."""
-    if word in DTYPES.values():
-        return word
-    if word not in DTYPES:
-        raise UserError(f"dtype={word!r}: torch cannot run in it here. {did_you_mean(word, DTYPES)}")
-    return DTYPES[word]
-
-
-def checked_device(device: str | None) -> str:
-    """The device asked for, or cpu; UserError when torch cannot see it."""
-    name = device or "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise UserError(f"device={name!r}: not a torch device; use cpu, cuda or cuda:N") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"device={name!r}: torch sees no CUDA device here; use cpu, or a machine that has one"
-        )
-    return name
 
 
 def load_module(case: Case) -> nn.Module:

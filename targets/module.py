@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from parity.harness.arrays import checked_device
 from parity.harness.case import Case, ModuleCase
-from parity.harness.errors import CandidateError, UserError, did_you_mean
+from parity.harness.dtypes import dtype_of_word
+from parity.harness.errors import CandidateError, UserError
 from parity.harness.imports import build_module
 from parity.harness.inputs import check_names
 from parity.harness.mapping import TapMap
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from parity.harness.target import Session
     from parity.harness.values import Values
 
-DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass
@@ -56,7 +57,8 @@ class ModuleTarget:
         """Build it, hold its weights against the reference's, and say what is found."""
         if not arg:
             raise UserError("cand='module': name a factory, as module:mypkg.port:build")
-        dtype, device = _dtype(options.dtype), _device(options.device)
+        dtype = None if options.dtype is None else dtype_of_word(options.dtype)
+        device = checked_device(options.device)
         built = build_module(arg, seed=options.seed)
         state = case.module.state_dict() if isinstance(case, ModuleCase) else case.state
         module, said = prepared(built, dtype=None, device="cpu", own=options.share_weights)
@@ -93,20 +95,3 @@ def with_unobserved(
         unobserved = tuple(Unobserved(tap, reason) for tap in lacking)
         session.facts = replace(session.facts, unobserved=(*session.facts.unobserved, *unobserved))
     return session
-
-
-def _dtype(word: str | None) -> str | None:
-    if word is None or word in DTYPES.values():
-        return word
-    if word not in DTYPES:
-        raise UserError(f"dtype={word!r}: torch cannot run in it here. {did_you_mean(word, DTYPES)}")
-    return DTYPES[word]
-
-
-def _device(device: str | None) -> str:
-    name = device or "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UserError(f"device={name!r}: not a device; use cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: torch sees no CUDA device here; use cpu")
-    return name

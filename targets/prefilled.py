@@ -2,70 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from parity.harness.case import Case, Step, plan
+from parity.harness.arrays import to_array, to_tensor
+from parity.harness.case import Case, Step, Wiring, plan
 from parity.harness.errors import InconclusiveError, UserError
 from parity.harness.progress import Progress
-from parity.harness.segmented import SegmentedSession, needs_mask
-from parity.harness.target import Facts, Options, Unobserved
+from parity.harness.segmented import needs_mask
+from parity.harness.target import Options, Unobserved
 from parity.harness.values import Values
 
-from .caches import GrowCache, WindowCache
+from .hosted import Filled, HostedSession
 from .prefilled_files import Prefilled, read, write
-from .segmented import is_padded, new_cache, parse_arg, torch_session
+from .segmented import new_cache, parse_arg, torch_session
 
 #: Rotary rows shipped with a cache, as the original prefill ships.
 ROPE_ROWS = 32768
 
 
-@dataclass
-class PrefilledSession:
-    """Decodes with segments; a prefill step loads the shipped rows instead of computing them."""
+def shipped_rows(filled: Prefilled, wiring: Wiring, dtype: torch.dtype) -> Callable[..., list[Filled]]:
+    """What a prefill step takes from the files, in the segments' number format."""
+    names = [row.cache for row in wiring.caches]
+    planes = [_cast(filled.past_k, dtype), _cast(filled.past_v, dtype)]
 
-    inner: SegmentedSession
-    filled: Prefilled
-    facts: Facts
-
-    def step(
-        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
-    ) -> np.ndarray | None:
-        """None for a prefill, whose logits stayed on the host."""
-        if step.kind != "prefill":
-            return self.inner.step(step, tokens, positions, isolate)
-        if not np.array_equal(np.sort(positions), np.sort(self.filled.positions)):
+    def fill(step: Step, positions: np.ndarray) -> list[Filled]:
+        if not np.array_equal(np.sort(positions), np.sort(filled.positions)):
             raise InconclusiveError(
-                f"prefilled: the files hold {self.filled.positions.shape[1]} rows a sequence, the "
-                f"prompt has {positions.shape[1]}; prefill this prompt, or pass it with --prompt"
+                f"prefilled: the files hold {filled.positions.shape[1]} rows a sequence, the prompt has "
+                f"{positions.shape[1]}; prefill this prompt, or pass it with --prompt"
             )
-        cache = self.inner.cache
-        assert isinstance(cache, GrowCache | WindowCache)
-        cache.reset()
-        for layer, rows in enumerate(self._pairs()):
-            for row, past in zip(rows, (self.filled.past_k, self.filled.past_v), strict=True):
-                cache.append(row, past[layer], self.filled.positions)
-        return None
+        return [(name, planes[at % 2][at // 2], filled.positions) for at, name in enumerate(names)]
 
-    def _pairs(self) -> list[tuple[str, str]]:
-        names = [row.cache for row in self.inner.wiring.caches]
-        return list(zip(names[::2], names[1::2], strict=True))
+    return fill
 
-    @property
-    def isolated_sink(self) -> object:
-        """Where isolated records go."""
-        return self.inner.isolated_sink
 
-    @isolated_sink.setter
-    def isolated_sink(self, sink: object) -> None:
-        self.inner.isolated_sink = sink  # type: ignore[assignment]
-
-    def close(self) -> None:
-        """Free the segments."""
-        self.inner.close()
+def _cast(array: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    return to_array(to_tensor(array).to(dtype))
 
 
 class PrefilledTarget:
@@ -87,7 +64,7 @@ class PrefilledTarget:
         reference: Values | None,
         workdir: Path,
         progress: Progress,
-    ) -> PrefilledSession:
+    ) -> HostedSession:
         """Write the reference's cache (unless a folder is given), load it back, cut the segments."""
         folder = Path(arg) if arg else workdir / "prefilled"
         if not arg:
@@ -99,7 +76,7 @@ class PrefilledTarget:
         filled = read(folder)
         layout, dtype = parse_arg("", case.scenario, options.dtype)
         windowed = case.scenario.policy.window is not None
-        masked = needs_mask(padded=is_padded(case.scenario), windowed=windowed, layout=layout, static=False)
+        masked = needs_mask(padded=case.scenario.padded, windowed=windowed, layout=layout, static=False)
         inner = torch_session(case, new_cache(case, layout), layout, dtype, masked, options)
         inner.rope = _Shipped(filled, dtype)
         facts = replace(
@@ -110,7 +87,7 @@ class PrefilledTarget:
                 f"the prompt's keys and values come from files in {folder.name}",
             ),
         )
-        return PrefilledSession(inner, filled, facts)
+        return HostedSession(inner, shipped_rows(filled, inner.wiring, dtype), facts)
 
 
 class _Shipped:
@@ -120,9 +97,7 @@ class _Shipped:
         self._filled, self._dtype = filled, dtype
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        from parity.harness.arrays import to_array
-
-        return to_array(torch.from_numpy(self._filled.rows(positions)).to(self._dtype))
+        return _cast(self._filled.rows(positions), self._dtype)
 
 
 def prefill_steps(case: Case) -> tuple[int, ...]:

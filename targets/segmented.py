@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from parity.harness.arrays import checked_device
 from parity.harness.case import Case, Scenario
+from parity.harness.dtypes import WORDS, dtype_of_word
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.progress import Progress
 from parity.harness.segmented import Cache, SegmentedSession, needs_mask
@@ -17,7 +19,6 @@ from .caches import GrowCache, WindowCache
 from .torch_segments import RopeTable, TorchExecutor
 
 LAYOUTS = ("window", "grow", "recompute")
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class SegmentedTarget:
@@ -43,7 +44,7 @@ class SegmentedTarget:
         """Cut the checkpoint into segments, strictly."""
         layout, dtype = parse_arg(arg, case.scenario, options.dtype)
         masked = needs_mask(
-            padded=is_padded(case.scenario),
+            padded=case.scenario.padded,
             windowed=case.scenario.policy.window is not None,
             layout=layout,
             static=False,
@@ -56,11 +57,7 @@ def torch_session(
 ) -> SegmentedSession:
     """A session over torch segments with the cache given."""
     wiring = case.model.masked_wiring if masked else case.model.wiring
-    device = options.device or "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"device={device!r}: torch sees no CUDA device here; use cpu, or a machine that has one"
-        )
+    device = checked_device(options.device)
     name = str(dtype).removeprefix("torch.")
     return SegmentedSession(
         wiring=wiring,
@@ -82,23 +79,19 @@ def torch_session(
 def parse_arg(arg: str, scenario: Scenario, default_dtype: str | None) -> tuple[str, torch.dtype]:
     """`grow+bf16` -> layout and dtype; a windowed scenario runs in a rolling window by default."""
     layout = "grow" if scenario.policy.window is None else "window"
-    dtype = DTYPES.get(default_dtype or "fp32")
-    if dtype is None:
-        raise UserError(
-            f"dtype={default_dtype!r}: not for torch segments. {did_you_mean(str(default_dtype), DTYPES)}"
-        )
+    dtype = dtype_of_word(default_dtype or "fp32")
     for word in filter(None, arg.split("+")):
-        if word in DTYPES:
-            dtype = DTYPES[word]
+        if word in WORDS or word in WORDS.values():
+            dtype = dtype_of_word(word)
         elif word in LAYOUTS:
             layout = word
         else:
             raise UserError(
-                f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *DTYPES])}"
+                f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *WORDS])}"
             )
     if layout == "window" and scenario.policy.window is None:
         raise UserError("segmented:window: the scenario's cache policy is full; use segmented:grow")
-    return layout, dtype
+    return layout, getattr(torch, dtype)
 
 
 def new_cache(case: Case, layout: str) -> Cache:
@@ -107,8 +100,3 @@ def new_cache(case: Case, layout: str) -> Cache:
     if layout == "window" and window is not None:
         return WindowCache(case.scenario.batch, window)
     return GrowCache(case.scenario.batch)
-
-
-def is_padded(scenario: Scenario) -> bool:
-    """Whether some prompt is shorter than the padded width."""
-    return any(len(row) != scenario.prompt_length for row in scenario.ids)

@@ -40,6 +40,7 @@ class Overlay(io.RawIOBase):
         self.was_open = superblock.is_open(head)
         self._old_size = os.fstat(self.fd).st_size
         self._size = max(self._old_size, superblock.end_of_file(head))
+        self.cut = not self.was_open and self._size > self._old_size
         self._put(0, superblock.closed(head, self._size))
 
     def readable(self) -> bool:

@@ -58,7 +58,7 @@ def mend(path: str, *, grow: bool = True) -> bool:
     afterwards, or the next writer would use it twice; with `grow` false (no room left) the file ends where
     its bytes end, which is enough for readers. Returns whether there was anything to mend.
     """
-    overlay, layout = read_layout(path)
+    overlay, layout = read_layout(path, ours=not grow)
     with overlay:
         size = os.fstat(overlay.fd).st_size
         head = os.pread(overlay.fd, superblock.SIZE, 0)

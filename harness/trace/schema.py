@@ -151,11 +151,11 @@ def _check_room(stream: Stream, size: int, path: str) -> None:
     """No stream may claim more than the file has room for, so that nothing absurd is ever allocated.
 
     A killed writer may leave one buffer of chunks per stream that were promised and never written, also
-    behind the end of the file.
+    behind the end of the file; a file that was closed and then cut may not.
     """
     places = sorted(stream.chunks.values())
     apart = all(a + stored <= b for (a, stored), (b, _) in pairwise(places))
-    inside = not places or places[-1][0] <= size + f.BUFFER * len(STORAGE_NAMES)
+    inside = not places or places[-1][0] <= size
     granted = (len(places) + f.BUFFER // f.CHUNK + 1) * stream.chunk
     if stream.chunk != chunk_length(stream.name, stream.dtype) or not apart or not inside:
         raise UserError(f"path={path}: the chunks of {stream.name} are not those of a trace; it is damaged")
@@ -192,12 +192,17 @@ class Layout:
     published: frozenset[str]
 
 
-def read_layout(path: str) -> tuple[Overlay, Layout]:
-    """Open a trace in whatever state it is; UserError with the reason when it is none."""
+def read_layout(path: str, *, ours: bool = False) -> tuple[Overlay, Layout]:
+    """Open a trace in whatever state it is; UserError with the reason when it is none.
+
+    `ours`: this process wrote it and ran out of room, so it may end before what HDF5 made room for.
+    """
     overlay = Overlay(path)
     try:
         with h5py.File(overlay, "r") as file:
-            return overlay, _layout(file, path, os.fstat(overlay.fd).st_size)
+            size = os.fstat(overlay.fd).st_size
+            room = size if overlay.cut and not ours else size + f.BUFFER * len(STORAGE_NAMES)
+            return overlay, _layout(file, path, room)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         overlay.close()
         raise UserError(

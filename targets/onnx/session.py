@@ -5,6 +5,7 @@ A graph without mask attends to every row that it is handed, so all of them must
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +14,10 @@ import torch
 from parity.harness.case import Case, Step, Wiring, plan
 from parity.harness.segmented import Executor, SegmentedSession
 from parity.harness.target import Facts, Session, Unobserved
-from parity.harness.tracer import Sink
 from parity.harness.values import Values, records_of
 
 from ..caches import WindowCache
+from ..hosted import Filled, HostedSession
 from ..torch_segments import RopeTable
 
 
@@ -33,9 +34,8 @@ def plan_cache(case: Case, *, masked: bool, reference: bool) -> CachePlan:
     """Without a mask each of the W rows must be real: a prompt that fills them comes from the host."""
     scenario = case.scenario
     rows = scenario.policy.window or scenario.prompt_length + scenario.steps
-    padded = any(len(row) != scenario.prompt_length for row in scenario.ids)
     decodes = any(step.kind == "decode" for step in plan(scenario))
-    hosted = reference and decodes and not (masked or padded) and scenario.prompt_length >= rows
+    hosted = reference and decodes and not (masked or scenario.padded) and scenario.prompt_length >= rows
     return CachePlan(rows, masked=not hosted, hosted=hosted)
 
 
@@ -72,43 +72,19 @@ def assemble(
         substitutions=(*facts.substitutions, told),
         unobserved=(*facts.unobserved, Unobserved("*", "prefilled on the host", prefills)),
     )
-    return HostedSession(inner, cache, reference, rows.rows, facts)
+    return HostedSession(inner, reference_rows(wiring, reference, rows.rows), facts)
 
 
-@dataclass
-class HostedSession:
-    """Prefill steps take the reference's rows into the cache; decode steps run the segments."""
+def reference_rows(wiring: Wiring, reference: Values, rows: int) -> Callable[..., list[Filled]]:
+    """What a prefill step takes from the reference: its newest `rows` keys and values, in float32."""
+    ports = {port.value: port for segment in wiring.segments for port in segment.outputs}
 
-    inner: SegmentedSession
-    cache: WindowCache
-    reference: Values
-    rows: int
-    facts: Facts
+    def fill(step: Step, positions: np.ndarray) -> list[Filled]:
+        newest, filled = positions[:, -rows:], []
+        for row in wiring.caches:
+            heads, channels = int(ports[row.source].shape[1]), int(ports[row.source].shape[3])
+            blank = np.zeros((len(newest), heads, newest.shape[1], channels), np.float32)
+            filled.append((row.cache, reference.like(row.source, step.index, newest, blank), newest))
+        return filled
 
-    def step(
-        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
-    ) -> np.ndarray | None:
-        """None for a prefill: its logits stayed on the host."""
-        if step.kind != "prefill":
-            return self.inner.step(step, tokens, positions, isolate)
-        self.cache.reset()
-        newest = positions[:, -self.rows :]
-        ports = {port.value: port for segment in self.inner.wiring.segments for port in segment.outputs}
-        for row in self.inner.wiring.caches:
-            heads, channels = ports[row.source].shape[1], ports[row.source].shape[3]
-            blank = np.zeros((len(newest), int(heads), newest.shape[1], int(channels)), np.float32)
-            self.cache.append(row.cache, self.reference.like(row.source, step.index, newest, blank), newest)
-        return None
-
-    @property
-    def isolated_sink(self) -> Sink | None:
-        """Where isolated records go."""
-        return self.inner.isolated_sink
-
-    @isolated_sink.setter
-    def isolated_sink(self, sink: Sink | None) -> None:
-        self.inner.isolated_sink = sink
-
-    def close(self) -> None:
-        """Free the segments."""
-        self.inner.close()
+    return fill

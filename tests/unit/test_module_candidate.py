@@ -247,5 +247,5 @@ def test_the_dtype_of_a_candidate_is_its_own_or_the_one_asked_for(offer: Callabl
     ]
     assert facts.dtype == "bfloat16"
     assert facts.substitutions[-1] == "module and floating inputs cast to bfloat16"
-    with pytest.raises(UserError, match="cannot run in it"):
+    with pytest.raises(UserError, match="not computed in it"):
         recorded(ModuleTarget(), case_of(reference()), offer(Net), dtype="int3")
