@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -49,7 +51,7 @@ def compare_runs(
     maker = RowMaker(reference, candidate, isolated, rules, mapping)
     order = [tap for tap in maker.aligner.order if not taps or matches(tap, taps)]
     rows: list[Row] = []
-    with (progress or Silent()).stage(f"comparing {sides[1].label}", len(order)) as bar:
+    with (progress or Silent()).stage(f"comparing {sides[1].label}", len(order)) as bar, _no_collection():
         for place, tap in enumerate(order):
             rows += maker.rows(tap, place)
             bar.advance()
@@ -74,6 +76,18 @@ def compare_runs(
         unsound=unsound,
     )
     return replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the cycle collector: rows make no cycles, and there may be so many that it takes a third."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def floors_from(reference: Run, others: Iterable[Run]) -> dict[str, Floor]:

@@ -289,4 +289,4 @@ def _add_local(row: Row, local: Mapping[tuple[int, int], Row]) -> None:
 
 def values_of(row: Row) -> int:
     """Number of values in a row's tensor."""
-    return int(np.prod(row.shape, dtype=np.int64))
+    return math.prod(row.shape)

@@ -130,6 +130,8 @@ def test_a_real_ctrl_c_while_recording_leaves_a_trace_that_opens(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PARITY_CACHE": str(tmp_path / "cache")},
+        # Whoever starts the tests in the background has them ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         _wait_for_records(trace, child)
