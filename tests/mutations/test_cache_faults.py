@@ -12,8 +12,7 @@ import pytest
 from parity.targets import caches, segmented
 from parity.targets.torch_segments import RopeTable
 
-#: Steps into the run at which faults begin.
-LATE = 3
+pytestmark = pytest.mark.slow
 
 
 def _views(change: Callable[[str, np.ndarray], np.ndarray]) -> Callable[[pytest.MonkeyPatch], None]:
