@@ -34,8 +34,11 @@ def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
     """Taps where a fault was born: one per segment, the earliest, in execution order.
 
     A record that fails in isolation was born in its segment; later taps of that segment only carry it on.
-    A failing record that could not be isolated is a culprit only while nothing before it had failed.
+    A failing record that could not be isolated is a culprit only while nothing before it had failed. A run
+    at parity has no culprits.
     """
+    if not any(row.failing for row in comparison.records):
+        return ()
     culprits: dict[str, Culprit] = {}
     failed_before = False
     for row in comparison.records:
