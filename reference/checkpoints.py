@@ -14,11 +14,11 @@ from torch import Tensor
 
 from parity.harness.case import Model
 from parity.harness.errors import UserError
+from parity.harness.folders import cache_folder
 from parity.harness.progress import Progress, Silent
 from parity.models import find_model
 
 from .files import read_state
-from .folders import cache_folder
 from .training.settings import SETTINGS, settings_for
 
 WIDENED = (torch.bfloat16, torch.float16)

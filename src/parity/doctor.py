@@ -225,7 +225,7 @@ def _storage() -> dict[str, Any]:
     here = {"here_free": shutil.disk_usage(Path.cwd()).free}
     if _torch() is None:  # the reference's folder is not known without it; that is a problem already
         return {"cache": "not known", "cache_bytes": 0, "cache_free": 0, "writable": True, **here}
-    from parity.reference.folders import cache_folder
+    from parity.harness.folders import cache_folder
 
     cache = cache_folder()
     nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())

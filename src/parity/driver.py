@@ -260,7 +260,7 @@ def _environment(request: Request, reference: Run) -> dict[str, Any]:
 
 
 def _cache() -> Path:
-    from parity.reference.folders import cache_folder
+    from parity.harness.folders import cache_folder
 
     return cache_folder()
 

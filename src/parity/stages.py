@@ -146,6 +146,6 @@ def _reference(text: str) -> Run:
 
 
 def _work() -> Path:
-    from parity.reference.folders import cache_folder
+    from parity.harness.folders import cache_folder
 
     return cache_folder() / "work"
