@@ -18,7 +18,7 @@ FAILING = frozenset({"fail", "missing", "shape", "nonfinite"})
 #: Statuses of records whose values were really held against each other.
 COMPARED = frozenset({"equal", "pass", "fail", "nonfinite"})
 
-EXIT_CODES = {"parity": 0, "divergence": 1, "inconclusive": 3, "failed": 4}
+EXIT_CODES = {"parity": 0, "divergence": 1, "refused": 2, "inconclusive": 3, "failed": 4}
 
 
 @dataclass(slots=True)
@@ -156,7 +156,8 @@ class Comparison:
     """One candidate held against the reference.
 
     `inconclusive` says why nothing follows from an absence of failures, `unsound` why nothing follows at
-    all (the reference itself cannot be trusted), `failure` why the candidate did not run.
+    all (the reference itself cannot be trusted), `failure` why the candidate did not run, `refused` what
+    its user must mend before it can.
     """
 
     label: str
@@ -175,6 +176,10 @@ class Comparison:
     inconclusive: str = ""
     unsound: str = ""
     failure: str = ""
+    refused: str = ""
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"a comparison is neither true nor false; ask for .verdict ({self.verdict!r})")
 
     def rows(self) -> Sequence[Row]:
         """One row per record, in execution order of the reference."""
@@ -191,7 +196,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`parity`, `divergence`, `inconclusive` or `failed`."""
+        """`parity`, `divergence`, `inconclusive`, `failed` or `refused`."""
+        if self.refused:
+            return "refused"
         if self.failure:
             return "failed"
         if self.unsound:
@@ -254,6 +261,7 @@ class Comparison:
             inconclusive=data["inconclusive"],
             unsound=data["unsound"],
             failure=data["failure"],
+            refused=data["refused"],
         )
 
 
@@ -306,6 +314,9 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.comparisons)
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"a result is neither true nor false; ask for .exit_code ({self.exit_code})")
 
     @property
     def exit_code(self) -> int:

@@ -92,6 +92,9 @@ class Target(Protocol):
     def missing(self) -> str | None:
         """Why this target cannot run here and what to do; None when it can."""
 
+    def check(self, arg: str, options: Options) -> None:
+        """UserError for an argument or option that no case makes right; asked before anything runs."""
+
     def prepare(
         self,
         case: Case,

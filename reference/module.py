@@ -26,6 +26,11 @@ class ModuleReference:
         """Always there: torch is a base dependency."""
         return None
 
+    def check(self, arg: str, options: Options) -> None:
+        """Unknown number formats and devices."""
+        wanted_dtype(arg, options)
+        checked_device(options.device)
+
     def prepare(
         self,
         case: ModuleCase,

@@ -89,6 +89,11 @@ class TorchTarget:
         """Always there: torch is a base dependency."""
         return None
 
+    def check(self, arg: str, options: Options) -> None:
+        """Unknown words, number formats and devices."""
+        parse_arg(arg, default_dtype=options.dtype)
+        checked_device(options.device)
+
     def prepare(
         self,
         case: Case,

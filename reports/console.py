@@ -19,6 +19,7 @@ VERDICT_STYLE = {
     "divergence": "bold red",
     "inconclusive": "bold yellow",
     "failed": "bold magenta",
+    "refused": "bold magenta",
 }
 LEVEL_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 DEVIATES = "bold red"
@@ -184,8 +185,8 @@ class _Page:
 
 def _summary(comparison: Comparison) -> Iterator[str]:
     label = comparison.label
-    if comparison.verdict == "failed":
-        yield f"{label}: {comparison.failure}"
+    if comparison.verdict in ("failed", "refused"):
+        yield f"{label}: {comparison.failure or comparison.refused}"
         return
     if comparison.verdict == "divergence":
         yield f"{label}: first at {words.first_place(comparison)}"

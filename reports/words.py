@@ -103,6 +103,8 @@ def first_place(comparison: Comparison) -> str:
 def verdict_sentence(comparison: Comparison) -> str:
     """The whole answer in one sentence."""
     label, reference = comparison.label, comparison.reference.label
+    if comparison.verdict == "refused":
+        return _ended(f"{label} was not run: {comparison.refused}")
     if comparison.verdict == "failed":
         return _ended(f"{label} failed to run: {comparison.failure}")
     if comparison.verdict == "inconclusive":
@@ -213,6 +215,8 @@ def index_words(found: Metrics, flat: int) -> str:
 
 def next_step(comparison: Comparison) -> str:
     """One sentence on what to do now."""
+    if comparison.verdict == "refused":
+        return "Mend what the sentence names, then run again; nothing was judged."
     if comparison.verdict == "failed":
         return "Make the candidate run, then compare again; nothing was judged."
     if comparison.verdict == "inconclusive":

@@ -13,7 +13,7 @@ from parity.harness.arrays import checked_device
 from parity.harness.case import Case, ModuleCase
 from parity.harness.dtypes import dtype_of_word
 from parity.harness.errors import CandidateError, UserError
-from parity.harness.imports import build_module
+from parity.harness.imports import build_module, load_factory
 from parity.harness.inputs import check_names
 from parity.harness.mapping import TapMap
 from parity.harness.module_session import ModuleSession, Original, dtype_of, prepared, tensors
@@ -44,6 +44,14 @@ class ModuleTarget:
         """Always there: torch is a base dependency."""
         return None
 
+    def check(self, arg: str, options: Options) -> None:
+        """A factory that is not named or cannot be imported, unknown number formats and devices."""
+        if not arg:
+            raise UserError("cand='module': name a factory, as module:mypkg.port:build")
+        load_factory(arg)
+        dtype_of_word(options.dtype or "fp32")
+        checked_device(options.device)
+
     def prepare(
         self,
         case: Case | ModuleCase,
@@ -55,8 +63,6 @@ class ModuleTarget:
         progress: Progress,
     ) -> Session:
         """Build it, hold its weights against the reference's, and say what is found."""
-        if not arg:
-            raise UserError("cand='module': name a factory, as module:mypkg.port:build")
         dtype = None if options.dtype is None else dtype_of_word(options.dtype)
         device = checked_device(options.device)
         built = build_module(arg, seed=options.seed)

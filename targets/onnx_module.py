@@ -109,6 +109,16 @@ class OnnxModuleTarget:
         """Always there: ONNX Runtime is part of the base install."""
         return None
 
+    def check(self, arg: str, options: Options) -> None:
+        """Unknown words, number formats and devices."""
+        asked = parse_arg(arg)
+        if asked.masked or asked.whole:
+            raise UserError(
+                f"onnx:{arg}: a module of your own is exported whole, and has no mask; drop the words"
+            )
+        _wanted_dtype(options)
+        Runtime(options.threads, asked.level, options.device or "cpu")
+
     def prepare(
         self,
         case: ModuleCase,
@@ -121,10 +131,6 @@ class OnnxModuleTarget:
     ) -> OnnxModuleSession:
         """Export or read, load, and find out which taps the graph can show."""
         asked = parse_arg(arg)
-        if asked.masked or asked.whole:
-            raise UserError(
-                f"onnx:{arg}: a module of your own is exported whole, and has no mask; drop the words"
-            )
         runtime = Runtime(options.threads, asked.level, options.device or "cpu")
         workdir.mkdir(parents=True, exist_ok=True)
         # Two runs may share the workdir, so each session writes into a folder of its own.

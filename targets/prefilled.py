@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from parity.harness.arrays import to_array, to_tensor
+from parity.harness.arrays import checked_device, to_array, to_tensor
 from parity.harness.case import Case, Step, Wiring, plan
+from parity.harness.dtypes import dtype_of_word
 from parity.harness.errors import InconclusiveError, UserError
 from parity.harness.progress import Progress
 from parity.harness.segmented import needs_mask
@@ -54,6 +55,13 @@ class PrefilledTarget:
     def missing(self) -> str | None:
         """Always there."""
         return None
+
+    def check(self, arg: str, options: Options) -> None:
+        """Files that are not there, unknown number formats and devices."""
+        if arg:
+            read(Path(arg))
+        dtype_of_word(options.dtype or "fp32")
+        checked_device(options.device)
 
     def prepare(
         self,

@@ -31,6 +31,11 @@ class SegmentedTarget:
         """Always there."""
         return None
 
+    def check(self, arg: str, options: Options) -> None:
+        """Unknown words, number formats and devices."""
+        _words(arg, options.dtype)
+        checked_device(options.device)
+
     def prepare(
         self,
         case: Case,
@@ -78,8 +83,16 @@ def torch_session(
 
 def parse_arg(arg: str, scenario: Scenario, default_dtype: str | None) -> tuple[str, torch.dtype]:
     """`grow+bf16` -> layout and dtype; a windowed scenario runs in a rolling window by default."""
-    layout = "grow" if scenario.policy.window is None else "window"
-    dtype = dtype_of_word(default_dtype or "fp32")
+    layout, dtype = _words(arg, default_dtype)
+    layout = layout or ("grow" if scenario.policy.window is None else "window")
+    if layout == "window" and scenario.policy.window is None:
+        raise UserError("segmented:window: the scenario's cache policy is full; use segmented:grow")
+    return layout, getattr(torch, dtype)
+
+
+def _words(arg: str, default_dtype: str | None) -> tuple[str | None, str]:
+    """Layout, if one is named, and logical dtype."""
+    layout, dtype = None, dtype_of_word(default_dtype or "fp32")
     for word in filter(None, arg.split("+")):
         if word in WORDS or word in WORDS.values():
             dtype = dtype_of_word(word)
@@ -89,9 +102,7 @@ def parse_arg(arg: str, scenario: Scenario, default_dtype: str | None) -> tuple[
             raise UserError(
                 f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *WORDS])}"
             )
-    if layout == "window" and scenario.policy.window is None:
-        raise UserError("segmented:window: the scenario's cache policy is full; use segmented:grow")
-    return layout, getattr(torch, dtype)
+    return layout, dtype
 
 
 def new_cache(case: Case, layout: str) -> Cache:

@@ -99,8 +99,8 @@ def _findings(comparison: Comparison) -> Iterator[str]:
     if comparison.exit_code == 0:
         return
     yield f"{comparison.label}: {comparison.verdict} against {comparison.reference.label}"
-    if comparison.failure or comparison.inconclusive:
-        yield f"  {comparison.failure or comparison.inconclusive}"
+    if reason := comparison.refused or comparison.failure or comparison.inconclusive:
+        yield f"  {reason}"
     if comparison.first:
         first = comparison.first
         place = f"{first.tap} at step {first.step}, {first.slice or 'everywhere'}"

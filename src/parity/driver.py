@@ -97,14 +97,32 @@ class _Driver:
         if not self.specs:
             raise UserError("cand: name at least one candidate, for example --cand onnx")
         for spec in (self.reference_spec, *self.specs):
-            check_spec(spec, own_module=request.own_module)
+            check_spec(spec, request.options, own_module=request.own_module)
 
     def run(self, *, report: bool) -> Result:
         """Everything: the result holds a comparison per candidate."""
         reference, side = self._reference()
-        comparisons = tuple(self._candidate(spec, reference, side) for spec in self.specs)
+        comparisons = self._comparisons(reference, side)
         result = Result(comparisons, provenance=_environment(self.request, reference))
         return self._reported(result) if report else result
+
+    def _comparisons(self, reference: Run, side: Side) -> tuple[Comparison, ...]:
+        """One per candidate. A user's mistake in one loses none of the others; alone, it is simply raised."""
+        found: list[Comparison] = []
+        mistakes: list[UserError] = []
+        for spec in self.specs:
+            try:
+                found.append(self._candidate(spec, reference, side))
+            except UserError as error:
+                mistakes.append(error)
+                found.append(replace(self._empty(spec, side), refused=str(error)))
+        if len(mistakes) == len(found):
+            raise mistakes[0]
+        return tuple(found)
+
+    def _empty(self, spec: Spec, side: Side) -> Comparison:
+        unknown = Side(spec.label, spec.label, spec.text, "")
+        return Comparison(spec.label, side, unknown, replay=self.request.replay)
 
     def _case(self, like: Run | None) -> Case | ModuleCase:
         """The case, built once, when something has to be executed."""
@@ -128,9 +146,7 @@ class _Driver:
 
     def _candidate(self, spec: Spec, reference: Run, side: Side) -> Comparison:
         spec = replace(spec, label=self._free_label(spec.label, reference.name))
-        failed = Comparison(
-            spec.label, side, Side(spec.label, spec.label, spec.text, ""), replay=self.request.replay
-        )
+        failed = self._empty(spec, side)
         try:
             run, isolated, path = self._candidate_run(spec, reference)
         except CandidateError as error:

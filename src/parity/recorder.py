@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Job:
 
 def record(job: Job, *, progress: Progress) -> str:
     """Run the job and return the name of the run that it left in the trace file."""
-    target = _target(job.spec, own_module=isinstance(job.case, ModuleCase))
+    target = _target(job.spec, job.options, own_module=isinstance(job.case, ModuleCase))
     with ExitStack() as stack:
         stack.enter_context(_threads(job.options.threads))
         session = _prepared(target, job, progress)
@@ -99,20 +99,21 @@ def _call_once(session: Session, run: RunWriter, progress: Progress, title: str)
     return Replayed((time.perf_counter() - begin,), ())
 
 
-def check_spec(spec: Spec, *, own_module: bool) -> None:
+def check_spec(spec: Spec, options: Options, *, own_module: bool) -> None:
     """UserError, before anything runs, for a side that cannot be executed or read here."""
     if spec.kind == "stored":
         trace, name = stored(spec)
         trace[name]
     else:
-        _target(spec, own_module=own_module)
+        _target(spec, options, own_module=own_module)
 
 
-def _target(spec: Spec, *, own_module: bool) -> Target:
+def _target(spec: Spec, options: Options, *, own_module: bool) -> Target:
     target: Target = registry.target(spec.name, own_module=own_module)
     reason = target.missing()
     if reason:
         raise UserError(f"target={spec.name!r}: cannot run here: {reason}")
+    target.check(spec.arg, _options(spec, options))
     return target
 
 
@@ -122,7 +123,7 @@ def _prepared(target: Target, job: Job, progress: Progress) -> Session:
         return target.prepare(
             job.case,  # type: ignore[arg-type]
             arg=job.spec.arg,
-            options=_options(job),
+            options=_options(job.spec, job.options),
             reference=job.reference,
             workdir=job.workdir,
             progress=progress,
@@ -142,10 +143,9 @@ def _broken(job: Job, what: str, error: Exception) -> CandidateError:
     return CandidateError(f"{job.spec.text}: {what}: {type(error).__name__}: {error} [{where}]")
 
 
-def _options(job: Job) -> Options:
-    from dataclasses import replace
-
-    return replace(job.options, device=job.spec.device) if job.spec.device else job.options
+def _options(spec: Spec, options: Options) -> Options:
+    """A side's own device goes before the run's."""
+    return replace(options, device=spec.device) if spec.device else options
 
 
 def _run(writer: TraceWriter, name: str, job: Job, session: Session) -> RunWriter:

@@ -11,7 +11,7 @@ from parity.harness.progress import Progress, Silent
 from parity.harness.target import parse_spec
 
 from .cases import build_case, build_module_case
-from .recorder import Job, reference_values, stored
+from .recorder import Job, check_spec, reference_values, stored
 from .recorder import record as record_job
 from .request import DEFAULT_MODEL, Request
 
@@ -43,6 +43,7 @@ def record(
     side = parse_spec(spec)
     if side.kind == "stored":
         raise UserError(f"spec={spec!r}: is a stored run already; name a target, for example torch or onnx")
+    check_spec(side, request.options, own_module=request.own_module)
     reference = None if ref is None else _reference(ref)
     job = Job(
         side,

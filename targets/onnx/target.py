@@ -59,6 +59,13 @@ class OnnxTarget:
         """Always there: ONNX Runtime is part of the base install."""
         return None
 
+    def check(self, arg: str, options: Options) -> None:
+        """Unknown words, other number formats than fp32, devices and rewriting levels."""
+        asked = parse_arg(arg)
+        if options.dtype not in (None, "fp32", "float32"):
+            raise UserError(f"dtype={options.dtype!r}: the onnx target computes in fp32 only; leave it out")
+        Runtime(options.threads, asked.level, options.device or "cpu")
+
     def prepare(
         self,
         case: Case,
@@ -71,8 +78,6 @@ class OnnxTarget:
     ) -> Session:
         """Export what is not in the cache yet, load it, and say how it is going to be run."""
         asked = parse_arg(arg)
-        if options.dtype not in (None, "fp32", "float32"):
-            raise UserError(f"dtype={options.dtype!r}: the onnx target computes in fp32 only; leave it out")
         runtime = Runtime(options.threads, asked.level, options.device or "cpu")
         if asked.path is not None:
             from .files import file_session

@@ -370,3 +370,34 @@ def test_python_calls_refuse_unknown_words():
         parity.run(cand="onnx", stpes=3)
     with pytest.raises(TypeError, match="'stpes'"):
         parity.record("torch", stpes=3)
+
+
+def test_a_target_refuses_its_argument_before_anything_is_recorded(run, tmp_path):
+    for spec, word in (
+        ("segmented:grwo", "grwo"),
+        ("onnx:mskd", "mskd"),
+        ("onnx:whole+opt=most", "most"),
+        ("prefilled:nowhere", "nowhere"),
+        ("torch:fp31", "fp31"),
+        ("segmented@cuda:9", "cuda"),
+    ):
+        refused(run("run", *QUICK, "--cand", spec, "--out", "result"), word)
+        assert not (tmp_path / "result" / "trace.h5").exists(), spec
+
+
+def test_a_mistake_in_one_candidate_loses_no_other(run, tmp_path):
+    asked = ("--cache", "full", "--cand", "segmented", "--cand", "segmented:window", "--out", "result")
+    outcome = run("run", *QUICK, *asked)
+    assert outcome.status == 2
+    assert "cache policy is full" in outcome.out
+    stored = json.loads((tmp_path / "result" / "report.json").read_text())
+    assert [found["verdict"] for found in stored["comparisons"]] == ["parity", "refused"]
+
+
+def test_results_have_no_truth_value(tmp_path):
+    case = {"weights": "random:0", "scenario": "one", "steps": 1, "tol": "fp32"}
+    found = parity.run(cand="segmented", out=tmp_path / "result", report=False, **case)
+    with pytest.raises(TypeError, match="exit_code"):
+        bool(found)
+    with pytest.raises(TypeError, match="verdict"):
+        bool(found["segmented"])
