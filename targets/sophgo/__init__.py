@@ -1,0 +1,1 @@
+"""Sophgo chips: the real TPU-MLIR compiler, its simulators, and the boards."""

@@ -1,0 +1,94 @@
+"""Which toolchain is used: one small file in the cache, written last."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from parity.harness.errors import UserError
+from parity.harness.folders import cache_folder
+
+from .toolchain import Toolchain
+
+REMEDY = "`parity toolchain install tpu-mlir` installs one, `parity toolchain use PATH` adopts one"
+
+
+def folder() -> Path:
+    """Where everything of the toolchains lies."""
+    return cache_folder().absolute() / "toolchains"
+
+
+def choice_file() -> Path:
+    """What `installed` reads."""
+    return folder() / "tpu-mlir.json"
+
+
+def installed() -> Toolchain:
+    """The chosen toolchain; UserError with the remedy where there is none."""
+    facts = read_choice()
+    if facts is None:
+        raise UserError(f"toolchain=tpu-mlir: is not installed; {REMEDY}")
+    toolchain = from_facts(facts)
+    for part in (toolchain.package / "bin" / "tpuc-opt", toolchain.python):
+        if part is not None and not part.exists():
+            raise UserError(f"toolchain={str(toolchain.root)!r}: {part} is gone; {REMEDY}")
+    return toolchain
+
+
+def why_missing() -> str | None:
+    """One sentence, or None when there is a toolchain."""
+    try:
+        installed()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def from_facts(facts: dict[str, Any]) -> Toolchain:
+    """What a choice file says."""
+    return Toolchain(
+        root=Path(facts["root"]),
+        package=Path(facts["package"]),
+        python=Path(facts["python"]) if facts["python"] else None,
+        version=facts["version"],
+        adopted=facts["adopted"],
+    )
+
+
+def to_facts(toolchain: Toolchain) -> dict[str, Any]:
+    """What a choice file says about it."""
+    return {
+        "root": str(toolchain.root),
+        "package": str(toolchain.package),
+        "python": str(toolchain.python) if toolchain.python else None,
+        "version": toolchain.version,
+        "adopted": toolchain.adopted,
+    }
+
+
+def read_choice() -> dict[str, Any] | None:
+    """The file's contents; None where there is none. UserError for one that was damaged."""
+    path = choice_file()
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        from_facts(facts)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it, then {REMEDY}") from error
+    assert isinstance(facts, dict)
+    return facts
+
+
+def write_choice(facts: dict[str, Any]) -> None:
+    """Beside, to the disk, then renamed: it says all or nothing."""
+    path = choice_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
