@@ -289,6 +289,10 @@ class Model(Protocol):
         """Canonical tap names in execution order."""
 
     @property
+    def widths(self) -> Mapping[str, int]:
+        """Values of each tap per token and sequence, of a cache tap per row; a run's size follows."""
+
+    @property
     def renames(self) -> Mapping[str, str]:
         """Names that the original programs used -> canonical tap."""
 

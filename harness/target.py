@@ -49,7 +49,8 @@ class Facts:
 
     `substitutions` names every cast, fallback and replacement. `unobserved` lists what it cannot show;
     every other tap is promised. `cache_records` is `views` when each record of a cache tap is all that a
-    segment was handed, `rows` when it is what was appended (and all of it at the last step).
+    segment was handed, `rows` when it is what was appended (and all of it at the last step). With `single`
+    a step is fed token by token, each with records of its own.
     """
 
     dtype: str
@@ -57,6 +58,7 @@ class Facts:
     substitutions: tuple[str, ...] = ()
     unobserved: tuple[Unobserved, ...] = ()
     cache_records: str = "views"
+    single: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

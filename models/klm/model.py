@@ -13,7 +13,7 @@ from parity.harness.errors import UserError, did_you_mean
 from .config import ROWS, KLMConfig
 from .renames import families, renames
 from .roles import roles
-from .wiring import taps, wiring
+from .wiring import taps, widths, wiring
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,6 +55,11 @@ class KLMModel:
     def taps(self) -> tuple[str, ...]:
         """Canonical tap names in execution order."""
         return taps(self.config)
+
+    @cached_property
+    def widths(self) -> Mapping[str, int]:
+        """Values of each tap per token and sequence."""
+        return widths(self.config)
 
     @cached_property
     def renames(self) -> Mapping[str, str]:

@@ -20,6 +20,14 @@ def taps(config: KLMConfig) -> tuple[str, ...]:
     return ("embed", "rope", *layers, "final", "logits")
 
 
+def widths(config: KLMConfig) -> dict[str, int]:
+    """Values of each tap per token and sequence; of a cache tap per row."""
+    hidden, kv = config.hidden_size, config.num_kv_heads * config.head_dim
+    special = {"rope": 2 * config.head_dim, "act": config.ffn_hidden_size, "logits": config.vocab_size}
+    special |= dict.fromkeys(("k", "v", "ks", "vs"), kv)
+    return {tap: special.get(tap.rpartition(".")[2], hidden) for tap in taps(config)}
+
+
 def segment_of(config: KLMConfig, layer: int) -> str:
     """The segment that computes the attention of a layer."""
     return "seg_tail" if layer == config.num_layers - 1 else f"seg_{layer}"

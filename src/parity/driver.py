@@ -190,9 +190,8 @@ class _Driver:
 
     def _job(self, spec: Spec, reference: Values | None) -> Job:
         case = self._case(reference.run if reference is not None else None)
-        return Job(
-            spec, case, self.request.options, self.trace, _cache() / "work", self.request.replay, reference
-        )
+        asked, work = self.request, _cache() / "work"
+        return Job(spec, case, asked.options, self.trace, work, asked.replay, reference, asked.limit)
 
     def _floors(self, spec: Spec, reference: Run, candidate: Run) -> dict[str, Floor]:
         """The noise floor: as stored beside the reference, else measured on the case and stored there."""

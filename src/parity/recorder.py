@@ -17,6 +17,7 @@ from parity.harness.case import Case, ModuleCase, Step
 from parity.harness.errors import CandidateError, ParityError, UserError
 from parity.harness.progress import Progress
 from parity.harness.replay import Replayed, replay
+from parity.harness.size import admit, estimate
 from parity.harness.target import Options, Spec, Unobserved
 from parity.harness.trace import Run, RunWriter, Trace, TraceWriter
 from parity.harness.tracer import recording
@@ -45,6 +46,7 @@ class Job:
     workdir: Path
     replay: str = "forced"
     reference: Values | None = None
+    max_bytes: int | None = None
 
 
 def record(job: Job, *, progress: Progress) -> str:
@@ -54,9 +56,12 @@ def record(job: Job, *, progress: Progress) -> str:
         stack.enter_context(_threads(job.options.threads))
         session = _prepared(target, job, progress)
         stack.callback(session.close)
-        writer = stack.enter_context(TraceWriter(job.path))
-        run = stack.enter_context(_run(writer, job.spec.label, job, session))
         isolate = job.replay != "free" and hasattr(session, "isolated_sink") and job.reference is not None
+        if isinstance(job.case, Case):
+            size = estimate(job.case, session.facts, isolate=isolate)
+            admit(job.spec.label, size, job.path, job.max_bytes)
+        writer = stack.enter_context(TraceWriter(job.path, max_bytes=job.max_bytes))
+        run = stack.enter_context(_run(writer, job.spec.label, job, session))
         if isolate:
             isolated = stack.enter_context(_run(writer, job.spec.label + ISOLATED, job, session))
             isolated.update_provenance(unobserved=_fed(job, session))

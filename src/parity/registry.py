@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from parity.harness.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from parity.harness.comparison import Result
 
 
 def load(path: str) -> Any:
@@ -36,6 +40,22 @@ def targets() -> dict[str, str]:
     from parity.targets import TARGETS
 
     return merged("parity.targets", REFERENCES, TARGETS)
+
+
+def reports() -> dict[str, str]:
+    """Every kind of report that is a file."""
+    from parity.reports import REPORTS
+
+    return merged("parity.reports", REPORTS)
+
+
+def report(kind: str) -> Callable[[Result, Path], None]:
+    """The function that writes a kind of report; UserError for an unknown one."""
+    table = reports()
+    if kind not in table:
+        raise UserError(f"report={kind!r}: unknown kind of report. {did_you_mean(kind, table)}")
+    write: Callable[[Result, Path], None] = load(table[kind])
+    return write
 
 
 def target(name: str, *, own_module: bool = False) -> Any:

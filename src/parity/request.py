@@ -9,6 +9,7 @@ from typing import Any
 
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.mapping import TapMap, load_map
+from parity.harness.size import parse_size
 from parity.harness.target import Options
 
 REPLAYS = ("forced", "free", "isolated")
@@ -44,6 +45,7 @@ class Request:
     inputs: str | Mapping[str, Any] | None = None
     share_weights: bool = False
     force: bool = False
+    max_bytes: str | int | None = None
     out: Path | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,11 @@ class Request:
             share_weights=self.share_weights,
             mapping=load_map(self.map) if self.map else TapMap(),
         )
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that a trace file may take."""
+        return None if self.max_bytes is None else parse_size("max_bytes", self.max_bytes)
 
     @property
     def own_module(self) -> bool:

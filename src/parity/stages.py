@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from parity.harness.errors import UserError
 from parity.harness.progress import Progress, Silent
 from parity.harness.target import parse_spec
 
+from . import registry
 from .cases import build_case, build_module_case
 from .recorder import Job, check_spec, reference_values, stored
 from .recorder import record as record_job
@@ -53,6 +55,7 @@ def record(
         _work(),
         request.replay,
         None if reference is None else reference_values(reference),
+        request.limit,
     )
     return record_job(job, progress=progress)
 
@@ -104,17 +107,15 @@ def export(
     return export_originals(found, state, out, progress=progress, **build)
 
 
-def write_reports(
-    result: Result, *, html: str | Path | None = None, json: str | Path | None = None
-) -> Result:
-    """Render a result into files; the result that comes back knows where they lie."""
-    from parity.reports.html import write_html
-    from parity.reports.json_report import write_json
+def write_reports(result: Result, files: Mapping[str, str | Path]) -> Result:
+    """Render a result into files, kind -> path; the result that comes back knows where they lie.
 
-    wanted = {kind: Path(path) for kind, path in (("json", json), ("html", html)) if path is not None}
-    result = replace(result, files={**result.files, **{kind: str(path) for kind, path in wanted.items()}})
-    for kind, path in wanted.items():
-        (write_json if kind == "json" else write_html)(result, path)
+    Kinds are `html`, `json` and those that other packages add through the entry points `parity.reports`.
+    """
+    writers = {kind: registry.report(kind) for kind in files}
+    result = replace(result, files={**result.files, **{kind: str(path) for kind, path in files.items()}})
+    for kind, write in writers.items():
+        write(result, Path(files[kind]))
     return result
 
 

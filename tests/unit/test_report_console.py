@@ -6,6 +6,7 @@ import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from parity import registry
 from parity.harness.comparison import Comparison, Culprit, Finding, Result, Tokens, TokenStep
 from parity.harness.errors import UserError
-from parity.reports import REPORTS, load_report, words
+from parity.reports import words
 from parity.reports.console import print_result
+from parity.stages import write_reports
 
 
 def _load(name: str) -> Any:
@@ -261,9 +264,22 @@ def test_all_and_nothing_are_never_rounded_to(share: float, text: str) -> None:
 
 
 def test_report_kinds_load_lazily_and_an_unknown_one_is_refused() -> None:
-    assert all(callable(load_report(kind)) for kind in REPORTS)
+    assert all(callable(registry.report(kind)) for kind in registry.reports())
     with pytest.raises(UserError, match="Did you mean"):
-        load_report("htlm")
+        registry.report("htlm")
+
+
+def test_another_package_adds_a_kind_of_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "their_report.py").write_text(
+        "def write(result, path):\n    path.write_text(f'{len(result)} candidates')\n"
+    )
+    point = EntryPoint("plain", "their_report:write", "parity.reports")
+    found = {"parity.reports": [point]}
+    monkeypatch.setattr(registry, "entry_points", lambda group: found.get(group, []))
+    monkeypatch.syspath_prepend(tmp_path)
+    written = write_reports(factory.result([factory.diverging()]), {"plain": tmp_path / "page.txt"})
+    assert (tmp_path / "page.txt").read_text() == "1 candidates"
+    assert written.files["plain"] == str(tmp_path / "page.txt")
 
 
 def test_a_result_of_stored_runs_prints_like_the_live_one(tmp_path: Path) -> None:

@@ -78,4 +78,4 @@ def _reported(result: Result, out: str | None) -> Result:
     if out is None:
         return result
     folder: Path = new_folder(out)
-    return write_reports(result, html=folder / "report.html", json=folder / "report.json")
+    return write_reports(result, {"html": folder / "report.html", "json": folder / "report.json"})

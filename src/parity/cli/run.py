@@ -20,6 +20,7 @@ from .options import CASE, EXECUTION, JUDGING, given, options
 @options(CASE, EXECUTION, JUDGING)
 @click.option("--replay", metavar="MODE", help="forced, free or isolated.  [forced]")
 @click.option("--share-weights", is_flag=True, help="Load the reference's weights into a module candidate.")
+@click.option("--max-bytes", metavar="SIZE", help="Refuse to record more, for example 500M or 2G.")
 @click.option("--out", metavar="DIR", help="Where trace.h5 and the reports go.  [a dated folder]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
 @click.option("--verbose", "-v", is_flag=True, help="Every tap in the table, healthy ones too.")
