@@ -20,6 +20,7 @@ COMMANDS = {
     "prefill": "fill a KV cache on the host and write it as files",
     "export": "write ONNX segments in the original folder layout",
     "train": "train a reference checkpoint",
+    "toolchain": "install the compiler and the simulators of real chips",
     "doctor": "say what is installed and what each target needs",
 }
 

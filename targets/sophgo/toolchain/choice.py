@@ -69,8 +69,17 @@ def to_facts(toolchain: Toolchain) -> dict[str, Any]:
 
 
 def read_choice() -> dict[str, Any] | None:
-    """The file's contents; None where there is none. UserError for one that was damaged."""
-    path = choice_file()
+    """What `use` or `install` chose; None where nothing was."""
+    return read_facts(choice_file())
+
+
+def write_choice(facts: dict[str, Any]) -> None:
+    """Choose a toolchain."""
+    write_facts(choice_file(), facts)
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """A file's contents; None where there is none. UserError for one that was damaged."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         from_facts(facts)
@@ -82,9 +91,8 @@ def read_choice() -> dict[str, Any] | None:
     return facts
 
 
-def write_choice(facts: dict[str, Any]) -> None:
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
     """Beside, to the disk, then renamed: it says all or nothing."""
-    path = choice_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as file:

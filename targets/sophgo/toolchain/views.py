@@ -1,9 +1,9 @@
 """Folders of links that the loader searches first, instead of edits inside the package.
 
 The package carries a whole libc beside its binaries; with an empty LD_LIBRARY_PATH they would pick it up
-under this host's loader and crash. A view links this host's own files, and the simulator of one chip under the
-name that the runtime asks for. Views are named after their contents and never changed, so that any number of
-processes share one.
+under this host's loader and crash. A view links this host's own files, and the simulator of one chip under
+the name that the runtime asks for. Views are named after their contents and never changed, so that any number
+of processes share one.
 """
 
 from __future__ import annotations
