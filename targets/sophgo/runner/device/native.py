@@ -1,0 +1,33 @@
+"""The vendor's libraries, as the loader of the board or of the simulator finds them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Sequence
+
+from .tensors import Failure
+
+
+def library(folder: str, names: Sequence[str]) -> ctypes.CDLL:
+    """The first of some sonames that loads, from a folder or by the loader's own search."""
+    reason = ""
+    for name in names:
+        try:
+            return ctypes.CDLL(os.path.join(folder, name) if folder else name, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            reason = str(error)
+    raise Failure(f"{names[0]}: cannot be loaded ({reason}); name its folder with --lib")
+
+
+def view(address: int, size: int) -> memoryview:
+    """Memory of the library's as bytes that can be read and written."""
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+
+
+def unbuffer_stdout() -> None:
+    """What the C libraries printed before they abort must not be lost."""
+    process = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError, ValueError):
+        process.setvbuf(ctypes.c_void_p.in_dll(process, "stdout"), None, 2, 0)
