@@ -1,8 +1,9 @@
 """What the BM runtime writes with BMRT_SAVE_IO_TENSORS=1: tensors one behind the other, no header.
 
 `input_ref_data.dat.bmrt` and `output_ref_data.dat.bmrt` hold a launch's inputs and outputs in the model's
-order and number formats (scales of inputs multiply on the way in); each launch overwrites them.
-the `.bmrt`. Names, shapes and formats come from a sidecar (see `signature`).
+order and number formats (scales of inputs multiply on the way in); each launch overwrites them. `bmrt_test
+--context_dir` uses the same form without the `.bmrt`. Names, shapes and formats come from a sidecar (see
+`signature`).
 """
 
 from __future__ import annotations
