@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast guards bench clean
+.PHONY: help setup toolchain demo test test-fast guards bench clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,12 +32,15 @@ demo: setup  ## hold three ports of a trained keyboard model against the referen
 	$(BIN)/parity run --ref torch --cand segmented --cand onnx --cand prefilled \
 	  --out out/demo-$$(date +%Y%m%d-%H%M%S)
 
+toolchain: setup  ## compiler and simulators of real chips, in the cache folder; without them their tests skip
+	@$(BIN)/parity toolchain install tpu-mlir || echo "toolchain: NOT INSTALLED, see above" >&2
+
 guards: setup  ## style, types and the walls between the rooms
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: guards  ## every test
+test: guards toolchain  ## every test
 	$(PYTEST)
 
 test-fast: setup  ## the tests that take seconds

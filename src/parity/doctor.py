@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import registry
+
+if TYPE_CHECKING:
+    from parity.targets.sophgo.toolchain.advice import Advice
 
 #: Distribution -> what it is for; a run needs every one of them.
 REQUIRED = {
@@ -86,6 +89,7 @@ class Examination:
     machine: dict[str, Any]
     arithmetic: dict[str, Any]
     storage: dict[str, Any]
+    toolchain: tuple[Advice, ...]
     problems: tuple[str, ...] = field(default=())
 
 
@@ -102,6 +106,7 @@ def examine() -> Examination:
             name: probe() for name, probe in (("numpy", _numpy_subnormals), ("torch", _torch_subnormals))
         },
         storage=storage,
+        toolchain=_toolchain(),
         problems=tuple(_problems(packages, storage)),
     )
 
@@ -117,6 +122,13 @@ def _target(name: str, path: str) -> TargetState:
         return TargetState(name, target.summary, target.missing())
     except Exception as error:
         return TargetState(name, path, f"cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _toolchain() -> tuple[Advice, ...]:
+    """What compiling for real chips needs; no run of another target minds what is missing there."""
+    from parity.targets.sophgo.toolchain.advice import advise
+
+    return tuple(advise())
 
 
 def _packages(table: dict[str, str], *, required: bool) -> Iterator[Package]:

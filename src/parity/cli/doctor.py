@@ -32,8 +32,16 @@ def command(ctx: click.Context, /, as_json: bool) -> None:
     if as_json:
         show_json(asdict(found))
     else:
-        show_table([("python", found.python), *_libraries(found), *_machine(found), *_targets(found)])
-        click.echo("\n".join(f"PROBLEM  {problem}" for problem in found.problems) or "nothing is missing")
+        show_table(
+            [
+                ("python", found.python),
+                *_libraries(found),
+                *_machine(found),
+                *_targets(found),
+                *_toolchain(found),
+            ]
+        )
+        click.echo("\n".join(f"PROBLEM  {problem}" for problem in found.problems) or _fine(found))
     ctx.exit(2 if found.problems else 0)
 
 
@@ -66,6 +74,16 @@ def _targets(found: Examination) -> Iterator[tuple[str, str]]:
             f"target {target.name}",
             f"cannot run here: {target.missing}" if target.missing else "can run here",
         )
+
+
+def _fine(found: Examination) -> str:
+    chips = any(piece.missing for piece in found.toolchain)
+    return "nothing that every run needs is missing" if chips else "nothing is missing"
+
+
+def _toolchain(found: Examination) -> Iterator[tuple[str, str]]:
+    for piece in found.toolchain:
+        yield piece.name, f"{'MISSING: ' if piece.missing else ''}{piece.state}"
 
 
 def _size(count: int) -> str:

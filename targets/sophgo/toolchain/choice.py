@@ -25,16 +25,28 @@ def choice_file() -> Path:
     return folder() / "tpu-mlir.json"
 
 
+def failure_file() -> Path:
+    """Why the last install failed, in its own words; gone after one that did not."""
+    return folder() / "tpu-mlir.failed"
+
+
 def installed() -> Toolchain:
     """The chosen toolchain; UserError with the remedy where there is none."""
     facts = read_choice()
     if facts is None:
-        raise UserError(f"toolchain=tpu-mlir: is not installed; {REMEDY}")
+        raise UserError(f"toolchain=tpu-mlir: is not installed; {_last_failure()}{REMEDY}")
     toolchain = from_facts(facts)
     for part in (toolchain.package / "bin" / "tpuc-opt", toolchain.python):
         if part is not None and not part.exists():
             raise UserError(f"toolchain={str(toolchain.root)!r}: {part} is gone; {REMEDY}")
     return toolchain
+
+
+def _last_failure() -> str:
+    try:
+        return f"the last install failed: {failure_file().read_text(encoding='utf-8')}; "
+    except OSError:
+        return ""
 
 
 def why_missing() -> str | None:

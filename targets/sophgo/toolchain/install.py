@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 
 from .children import run_logged
-from .choice import folder, from_facts, read_facts, to_facts, write_choice, write_facts
+from .choice import failure_file, folder, from_facts, read_facts, to_facts, write_choice, write_facts
 from .hostlibs import host
 from .interpreter import find_python
 from .lock import locked
-from .packages import DOWNLOAD_BYTES, INSTALLED_BYTES, VERSION, requirements, size_of
+from .packages import COMPILER_BYTES, INSTALLED_BYTES, OTHERS_BYTES, VERSION, requirements, size_of
 from .probe import probe
 from .toolchain import Toolchain
 
@@ -57,11 +58,22 @@ def install(request: Request, progress: Progress) -> Toolchain:
         if (root / MARKER).is_file() and not request.force:
             progress.say(f"{root}: is there already; --force makes it anew")
         else:
-            _make(request, root, _Children(lock, progress))
+            _make_or_say(request, root, _Children(lock, progress))
         facts = read_facts(root / MARKER)
         assert facts is not None
         write_choice(facts)
         return from_facts(facts)
+
+
+def _make_or_say(request: Request, root: Path, children: _Children) -> None:
+    """Make it; the reason of a failure is kept for whoever asks later why there is none."""
+    try:
+        _make(request, root, children)
+    except UserError as error:
+        with suppress(OSError):
+            failure_file().write_text(str(error), encoding="utf-8")
+        raise
+    failure_file().unlink(missing_ok=True)
 
 
 def _make(request: Request, root: Path, children: _Children) -> None:
@@ -70,7 +82,8 @@ def _make(request: Request, root: Path, children: _Children) -> None:
     python, _ = find_python(request.python)
     wheels = _check_wheels(request)
     _clear(root, children.progress)
-    _check_space(wheels is None)
+    if problem := space_problem(downloads=wheels is None):
+        raise UserError(problem)
     _environment(python, root, children)
     if wheels is None:
         wheels = folder() / "wheels"
@@ -108,15 +121,18 @@ def _clear(root: Path, progress: Progress) -> None:
             shutil.rmtree(path)
 
 
-def _check_space(downloads: bool) -> None:
+def space_problem(*, downloads: bool) -> str | None:
+    """One sentence where the cache's disk has no room for an install; what was downloaded already counts."""
+    nearest = next(path for path in (folder(), *folder().parents) if path.exists())
     there = size_of(folder() / "wheels")
-    needed = INSTALLED_BYTES + (max(DOWNLOAD_BYTES - there, 0) if downloads else 0)
-    free = shutil.disk_usage(folder()).free
-    if free < needed:
-        raise UserError(
-            f"cache={str(folder())!r}: {free / 1e9:.2f} GB are free, installing needs {needed / 1e9:.2f} GB; "
-            "make room, or set PARITY_CACHE to a folder on another disk"
-        )
+    needed = INSTALLED_BYTES + (max(COMPILER_BYTES + OTHERS_BYTES - there, 0) if downloads else 0)
+    free = shutil.disk_usage(nearest).free
+    if free >= needed:
+        return None
+    return (
+        f"cache={str(folder())!r}: {free / 1e9:.2f} GB are free, installing needs {needed / 1e9:.2f} GB; "
+        "make room, or set PARITY_CACHE to a folder on another disk"
+    )
 
 
 class _Children:
@@ -178,12 +194,17 @@ def _pip(root: Path, word: str) -> list[str | Path]:
 
 
 def _download(request: Request, root: Path, wheels: Path, children: _Children) -> None:
-    """Into a folder that outlives a kill, so that what has come is not fetched again."""
+    """Into a folder that outlives a kill, so that what has come is not fetched again.
+
+    One pip for the compiler and one for the rest: pip lets go of its files only when it has all of them.
+    """
     wheels.mkdir(parents=True, exist_ok=True)
+    compiler, *others = requirements(request.version)
     index = ["--index-url", request.index] if request.index else []
-    argv = [*_pip(root, "download"), *index, "-d", wheels, *requirements(request.version)]
-    expected = max(DOWNLOAD_BYTES - size_of(wheels), _MEGA)
-    children.run(f"download of tpu_mlir {request.version}", argv, (wheels, folder() / "tmp"), expected)
+    argv = [*_pip(root, "download"), *index, "-d", wheels]
+    watched = (wheels, folder() / "tmp")
+    children.run(f"download of {compiler}", [*argv, compiler], watched, COMPILER_BYTES)
+    children.run(f"download of {len(others)} packages", [*argv, *others], watched, OTHERS_BYTES)
 
 
 def _fill(request: Request, root: Path, wheels: Path, children: _Children) -> None:

@@ -25,12 +25,13 @@ PINNED = {
     "psutil": "7.2.2",
 }
 #: Measured for the versions above, bytes; only bars and the check of the disk depend on them.
-DOWNLOAD_BYTES = 392_000_000
+COMPILER_BYTES = 312_000_000
+OTHERS_BYTES = 80_000_000
 INSTALLED_BYTES = 1_250_000_000
 
 
 def requirements(version: str) -> list[str]:
-    """What pip is asked for."""
+    """What pip is asked for; the compiler, four fifths of the bytes, comes first."""
     return [f"tpu_mlir=={version}", *(f"{name}=={pin}" for name, pin in PINNED.items())]
 
 

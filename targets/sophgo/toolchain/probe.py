@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +84,12 @@ def _chip(toolchain: Toolchain, chip: str, work: Path) -> str | None:
     files = [toolchain.package / "lib" / name for name in CHIP_LIBRARIES[chip].values()]
     if absent := [file.name for file in files if not file.is_file()]:
         return f"has no {', '.join(absent)}"
-    argv = [sys.executable, "-I", "-c", _LOAD, *files]
+    argv = [sys.executable, "-I", "-c", _LOAD, *map(str, files)]
     return _reason(_run(toolchain, argv, work, chip=chip))
 
 
 def _run(
-    toolchain: Toolchain, argv: list[str | Path], work: Path, *, chip: str = "cv181x"
+    toolchain: Toolchain, argv: Sequence[str | Path], work: Path, *, chip: str = "cv181x"
 ) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(

@@ -43,7 +43,7 @@ def links_of(package: Path, chip: str, found: Host) -> dict[str, str]:
     files.setdefault("libgcc_s.so.1", shipped / "libgcc_s.so.1")
     chips = {name: package / "lib" / file for name, file in chip_libraries(chip).items()}
     bent = {name: file for name, file in chips.items() if file.name != name}
-    return {name: str(file) for name, file in {**files, **bent}.items()}
+    return {name: str(file) for name, file in {**files, **bent}.items() if file.exists()}
 
 
 def _make(folder: Path, links: dict[str, str]) -> None:
