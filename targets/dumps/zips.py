@@ -53,10 +53,9 @@ class Npz:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.size = size_of(path)
-        _check_end(path, self.size)
+        self._members = _by_name(check_zip(path, self.size), path)
         with mishaps(path, "the zip"):
             self._zip = zipfile.ZipFile(path)
-            self._members = _checked(self._zip.infolist(), path, self.size)
         self._headers: dict[str, Header] = {}
 
     @property
@@ -124,28 +123,47 @@ def _check_wide_end(path: Path, at: int, size: int) -> None:
         raise bad(path, "has a zip directory that is damaged or too large for a dump")
 
 
-def _checked(infos: list[zipfile.ZipInfo], path: Path, size: int) -> dict[str, zipfile.ZipInfo]:
-    members: dict[str, zipfile.ZipInfo] = {}
+def check_zip(path: Path, size: int) -> list[zipfile.ZipInfo]:
+    """The members of a zip, none of them inflated; UserError for what this module refuses."""
+    _check_end(path, size)
+    with mishaps(path, "the zip"), zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
     end = 0
-    for info in sorted(infos, key=lambda info: info.header_offset):
+    for place, info in enumerate(sorted(infos, key=lambda info: info.header_offset)):
         _check_member(info, path)
-        if info.header_offset < end or (not members and info.header_offset):
+        if info.header_offset < end or (place == 0 and info.header_offset):
             raise bad(
                 path,
                 f"{info.filename!r} begins at byte {info.header_offset}, but should be behind byte {end}: "
                 "two files lie in one, or members lie over one another",
             )
         end = info.header_offset + 30 + info.compress_size
-        name = info.filename.removesuffix(".npy")
-        if name in members:
-            raise bad(path, f"holds {name!r} twice: two dumps were written into one file; dump again")
-        members[name] = info
     if end > size:
         raise bad(path, "has members that reach beyond its end; the file is cut short")
     total = sum(info.file_size for info in infos)
     if total > LARGEST_RATIO * size and total > LARGEST_TOTAL:
         raise bad(path, f"would inflate from {size} to {total} bytes, which looks like a zip bomb")
-    return {info.filename.removesuffix(".npy"): info for info in infos}
+    return infos
+
+
+def verify(path: Path, infos: list[zipfile.ZipInfo]) -> None:
+    """Read every member once, piece by piece, against its checksum."""
+    with mishaps(path, "the zip"), zipfile.ZipFile(path) as archive:
+        for info in infos:
+            with archive.open(info) as stream:
+                while stream.read(1 << 20):
+                    pass
+
+
+def _by_name(infos: list[zipfile.ZipInfo], path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Members in the order of the file, by their names without `.npy`."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in infos:
+        name = info.filename.removesuffix(".npy")
+        if name in members:
+            raise bad(path, f"holds {name!r} twice: two dumps were written into one file; dump again")
+        members[name] = info
+    return members
 
 
 def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
