@@ -19,10 +19,11 @@ from .glance import NANO_MAGIC, dump_files, is_nano
 from .operation import INPUT, LARGEST_HEADER, MOST_TENSORS, OUTPUT, Operation, Origin, Tensor, placed
 
 _INPUTS, _OUTPUTS = 4, 5
+_LISTS = {_INPUTS: INPUT, _OUTPUTS: OUTPUT}
 _SHAPE, _ORIGINAL, _NAME = 0, 1, 2
 
 
-class _Cut(ValueError):
+class CutError(ValueError):
     """The header ends in the middle of something, or holds what it should not."""
 
 
@@ -35,7 +36,7 @@ class _Cursor:
 
     def take(self, count: int) -> memoryview:
         if count > len(self.data) - self.at:
-            raise _Cut(f"{count} bytes are wanted where {len(self.data) - self.at} are left")
+            raise CutError(f"{count} bytes are wanted where {len(self.data) - self.at} are left")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -59,7 +60,7 @@ def parse_nano(path: Path) -> Operation:
         header = read_exactly(file, length, path, "the header")
     try:
         version, tensors = _header(_Cursor(memoryview(header)))
-    except _Cut as error:
+    except CutError as error:
         raise bad(path, f"has a header that is no nano dump's: {error}") from error
     located, end = placed(tensors, 8 + length)
     if end != size:
@@ -71,24 +72,25 @@ def parse_nano(path: Path) -> Operation:
 def _header(cursor: _Cursor) -> tuple[int, list[Tensor]]:
     magic, version = cursor.numbers("II")
     if magic != NANO_MAGIC:
-        raise _Cut(f"the magic number is {magic:#x}, but should be {NANO_MAGIC:#x}")
-    tensors: list[Tensor] = []
-    for wanted, part in ((_INPUTS, INPUT), (_OUTPUTS, OUTPUT)):
-        if not cursor.left:
-            break
+        raise CutError(f"the magic number is {magic:#x}, but should be {NANO_MAGIC:#x}")
+    lists: dict[int, list[Tensor]] = {}
+    while cursor.left:
         tag, length = cursor.numbers("II")
-        if tag != wanted:
-            raise _Cut(f"list {tag} stands where list {wanted} ({part}s) is expected")
         inner = _Cursor(cursor.take(length))
-        (count,) = inner.numbers("I")
-        if count > MOST_TENSORS:
-            raise _Cut(f"announces {count} {part}s")
-        tensors += [_tensor(inner, part, index) for index in range(count)]
-        if inner.left:
-            raise _Cut(f"{inner.left} bytes follow the last of its {part}s")
+        if tag in lists:
+            raise CutError(f"list {tag} comes twice")
+        lists[tag] = _list(inner, _LISTS[tag]) if tag in _LISTS else []
+    return version, [tensor for tag in _LISTS for tensor in lists.get(tag, ())]
+
+
+def _list(cursor: _Cursor, part: str) -> list[Tensor]:
+    (count,) = cursor.numbers("I")
+    if count > MOST_TENSORS:
+        raise CutError(f"announces {count} {part}s")
+    tensors = [_tensor(cursor, part, index) for index in range(count)]
     if cursor.left:
-        raise _Cut(f"{cursor.left} bytes follow its lists")
-    return version, tensors
+        raise CutError(f"{cursor.left} bytes follow the last of its {part}s")
+    return tensors
 
 
 def _tensor(cursor: _Cursor, part: str, index: int) -> Tensor:
@@ -100,7 +102,7 @@ def _tensor(cursor: _Cursor, part: str, index: int) -> Tensor:
     while inner.left:
         tag, count = inner.numbers("II")
         if tag in found or tag > (_NAME if part == OUTPUT else _ORIGINAL):
-            raise _Cut(f"{part} {index} has an entry with the tag {tag}")
+            raise CutError(f"{part} {index} has an entry with the tag {tag}")
         found[tag] = inner.take(count)
     name = _name(found.get(_NAME))
     return Tensor(
@@ -120,7 +122,7 @@ def _sizes(data: memoryview | None) -> tuple[int, ...]:
     if data is None:
         return ()
     if len(data) % 8 or len(data) > 8 * 64:
-        raise _Cut(f"a shape has {len(data)} bytes, which is no list of sizes")
+        raise CutError(f"a shape has {len(data)} bytes, which is no list of sizes")
     return struct.unpack(f"<{len(data) // 8}Q", data)
 
 
@@ -130,7 +132,7 @@ def _name(data: memoryview | None) -> str:
     try:
         return str(data, "utf-8").rstrip("\0")
     except UnicodeDecodeError as error:
-        raise _Cut("a name is no UTF-8") from error
+        raise CutError("a name is no UTF-8") from error
 
 
 class NanoReader:

@@ -14,7 +14,8 @@ from pathlib import Path
 from ..core import bad, inside
 from .names import FileName, parse_name, read_mapping, stands_in
 
-DEEPEST = 12
+#: Folders below each other; ATB nests one per operation.
+DEEPEST = 64
 _FULL = re.compile(r"(?:^|/)(\d{14})/(\d+)/([^/]+)/(\d+)/(\d+)$")
 _SINGLE = re.compile(r"(?:^|/)(\d{14})/(\d+)$")
 CSV = ".csv"
@@ -81,7 +82,7 @@ def walk(root: Path) -> Tree:
         if not tree.files:
             raise bad(root, "is not named like a dump: {op_type}.{op_name}.{task}.{stream}.{time}")
         return tree
-    for folder, names in _folders(root, 0):
+    for folder, names in folders(root):
         mapping = read_mapping(folder)
         for name in names:
             _take(folder / name, root, mapping, tree)
@@ -91,10 +92,10 @@ def walk(root: Path) -> Tree:
     return tree
 
 
-def _folders(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
+def folders(folder: Path, depth: int = 0) -> Iterator[tuple[Path, list[str]]]:
     """(folder, its files) downwards, in the order of names; links to folders are refused."""
     if depth > DEEPEST:
-        raise bad(folder, f"lies {depth} folders deep; dumps have five")
+        raise bad(folder, f"lies {depth} folders deep, which no dump does")
     names, below = [], []
     try:
         with os.scandir(folder) as found:
@@ -109,7 +110,7 @@ def _folders(folder: Path, depth: int) -> Iterator[tuple[Path, list[str]]]:
         raise bad(folder, f"cannot be read ({error.strerror})") from error
     yield folder, sorted(names)
     for name in sorted(below):
-        yield from _folders(folder / name, depth + 1)
+        yield from folders(folder / name, depth + 1)
 
 
 def _take(path: Path, root: Path, mapping: dict[str, str], tree: Tree) -> None:
