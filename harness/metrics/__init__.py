@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .histogram import Joint as Joint
     from .logits import LogitMetrics as LogitMetrics
     from .logits import measure_logits as measure_logits
+    from .many import survey as survey
     from .measurer import Measurer as Measurer
     from .measurer import measure as measure
     from .metrics import Metrics as Metrics
@@ -25,6 +26,7 @@ _HOME = {
     "Metrics": "metrics",
     "RowStats": "profile",
     "SliceProfile": "profile",
+    "survey": "many",
 }
 
 

@@ -51,8 +51,9 @@ SLOTS = 29
 # statistics of a row (last index of `rows`) and of a column (first index of `cols`)
 S_ERR, S_REF, S_ERR_MAX, S_REF_MAX, S_MISMATCHED, S_NONFINITE, S_EXCLUDED = range(7)
 STATS = 7
-# geometry, and parameters followed by the named fills
-LINE, ROW, COLUMNS, FULL, ULP_MODE, ULP_SHIFT, ULP_OFFSET, FILLS = range(8)
+# geometry (lengths, and what is wanted beside the sums), and parameters followed by the named fills
+LINE, ROW, COLUMNS, BY_ROW, BY_CELL, ULP_MODE, ULP_SHIFT, ULP_OFFSET, FILLS = range(9)
+GEOMETRY = 9
 ULP_SCALE, ULP_NORMAL, FIRST_FILL = range(3)
 # rows of the workspace: folded columns, then buffers
 ERRORS, SIZES, BOX, WORK = range(STATS, STATS + 4)
@@ -400,18 +401,11 @@ def _add_columns(d, w, first, wrong, atol, rtol, to):
 
 
 @_part()
-def _shape_of_errors(x, y, xb, yb, flip, db, wb, cell, geo, par, n, table, touched):
-    """ULP distance and joint histogram of a block."""
-    worst = np.uint64(0)
+def _distance(x, y, xb, yb, flip, geo, par):
+    """Largest ULP distance of a block, in the mode of its number format."""
     if geo[ULP_MODE] == NATIVE_ULP:
-        worst = _ulps(xb, yb, flip)
-    elif geo[ULP_MODE] == SMALL_ULP:
-        worst = _small_ulps(
-            x, y, xb, yb, flip, geo[ULP_SHIFT], geo[ULP_OFFSET], par[ULP_SCALE], par[ULP_NORMAL]
-        )
-    n[ULP] = np.int64(max(np.uint64(n[ULP]), worst))
-    _cells(db, wb, cell)
-    _scatter(db, cell, n, table, touched)
+        return _ulps(xb, yb, flip)
+    return _small_ulps(x, y, xb, yb, flip, geo[ULP_SHIFT], geo[ULP_OFFSET], par[ULP_SCALE], par[ULP_NORMAL])
 
 
 @_part()
@@ -424,13 +418,13 @@ def _take(place, left, line):
 
 
 @_part()
-def _pass(
-    a, e, ab, eb, exact, flip, inf, fill, start, atol, rtol, geo, par, acc, rows, cols, work, table, touched
-):
-    n = acc.view(np.int64)
+def _pass(a, e, exact, limits, start, atol, rtol, geo, par, acc, rows, cols, work, table, touched):
+    """Add the pairs of `a` and `e`, of which the first has the flat place `start`, to all accumulators."""
+    ab, eb, n = a.view(limits.dtype), e.view(limits.dtype), acc.view(np.int64)
+    flip, inf, fill = limits[0], limits[1], limits[2]
     cells, box, abox = touched[BINS * BINS :], work[BOX], np.empty(2, a.dtype)
     bits, abits = box.view(np.int64), abox.view(ab.dtype)
-    full, done = geo[FULL] != 0, 0
+    done = 0
     while done < a.size:
         place = start + done
         end = done + _take(place, a.size - done, geo[LINE])
@@ -471,12 +465,15 @@ def _pass(
                 _raise_absolute(d, box[0], x, y, place, acc, n)
             if above:
                 _raise_relative(d, w, guard, place, acc, n)
-            if full:
-                _shape_of_errors(x, y, xb, yb, flip, db, wb, cells[: end - done], geo, par, n, table, touched)
-        if full:
+            if geo[ULP_MODE]:
+                n[ULP] = np.int64(max(np.uint64(n[ULP]), _distance(x, y, xb, yb, flip, geo, par)))
+            if geo[BY_CELL]:
+                _cells(db, wb, cells[: end - done])
+                _scatter(db, cells[: end - done], n, table, touched)
+        if geo[BY_ROW]:
             _rows(d, w, db, wb, place, wrong, geo, atol, rtol, rows, box)
-            if geo[COLUMNS]:
-                _add_columns(d, w, place % geo[LINE], wrong, atol, rtol, work if geo[LINE] <= BLOCK else cols)
+        if geo[COLUMNS]:
+            _add_columns(d, w, place % geo[LINE], wrong, atol, rtol, work if geo[LINE] <= BLOCK else cols)
         done = end
 
 
@@ -521,79 +518,63 @@ def _finish(end, geo, n, cols, work, table, touched, out):
     return count
 
 
-def _signature(scalar: Any) -> Any:
-    read, f8, i8 = nb.types.Array(scalar, 1, "C", readonly=True), nb.float64, nb.int64
-    tables, scratch = (
-        (i8[::1], f8[::1], f8[::1], f8[:, ::1], f8[:, ::1]),
-        (f8[:, ::1], i8[::1], nb.int32[::1]),
-    )
-    return i8(read, read, f8[::1], i8, nb.boolean, f8, f8, *tables, *scratch, f8[:, ::1])
+# --- what Python calls ---
+
+LIMITS: dict[bool, np.ndarray[Any, Any]] = {
+    False: np.array([-(2**31), 0x7F800000, 0x461C0000], np.int32),
+    True: np.array([-(2**63), 0x7FF0000000000000, 0x40C3800000000000], np.int64),
+}
+"""Bits of float32 and, wide, of float64: the sign, infinity, and the smallest size of a mask fill."""
 
 
-def _pass32(a, e, exact, start, last, atol, rtol, geo, par, acc, rows, cols, work, table, touched, out):
-    """One chunk of float32 pairs that begins at the flat place `start`; after the `last` also the end.
+def _chunk(
+    a, e, exact, limits, start, last, atol, rtol, geo, par, acc, rows, cols, work, table, touched, out
+):
+    """One chunk of pairs that begins at the flat place `start`; after the `last` also the end.
 
-    Returns how many cells went to `out`, or less than 0 when there was no room or this was not the last.
+    `exact`, when not empty, holds a - e of wide integers. Returns how many cells went to `out`, or less than
+    0 when there was no room or this was not the last.
     """
-    flip, inf, fill = np.int32(-(2**31)), np.int32(0x7F800000), np.int32(0x461C0000)
-    ab, eb, n = a.view(np.int32), e.view(np.int32), acc.view(np.int64)
-    _pass(
-        a,
-        e,
-        ab,
-        eb,
-        exact,
-        flip,
-        inf,
-        fill,
-        start,
-        atol,
-        rtol,
-        geo,
-        par,
-        acc,
-        rows,
-        cols,
-        work,
-        table,
-        touched,
-    )
-    if not last or out.shape[0] < n[CELLS]:
+    _pass(a, e, exact, limits, start, atol, rtol, geo, par, acc, rows, cols, work, table, touched)
+    if not last or out.shape[0] < acc.view(np.int64)[CELLS]:
         return -1
-    return _finish(start + a.size, geo, n, cols, work, table, touched, out)
+    return _finish(start + a.size, geo, acc.view(np.int64), cols, work, table, touched, out)
 
 
-def _pass64(a, e, exact, start, last, atol, rtol, geo, par, acc, rows, cols, work, table, touched, out):
-    """One chunk of float64 pairs, as `_pass32`; `exact`, when not empty, holds a - e of wide integers."""
-    flip, inf, fill = np.int64(-(2**63)), np.int64(0x7FF0000000000000), np.int64(0x40C3800000000000)
-    ab, eb, n = a.view(np.int64), e.view(np.int64), acc.view(np.int64)
-    _pass(
-        a,
-        e,
-        ab,
-        eb,
-        exact,
-        flip,
-        inf,
-        fill,
-        start,
-        atol,
-        rtol,
-        geo,
-        par,
-        acc,
-        rows,
-        cols,
-        work,
-        table,
-        touched,
-    )
-    if not last or out.shape[0] < n[CELLS]:
-        return -1
-    return _finish(start + a.size, geo, n, cols, work, table, touched, out)
+def _many(a, e, exact, limits, ends, kinds, bounds, geos, par, acc, rows, work, table, touched):
+    """Small tensors one behind the other: number i ends at `ends[i]`; its kind says how it is measured.
+
+    Each has a row of `acc`, and those whose kind wants it have their rows in `rows`, in the same order.
+    """
+    begin, row, cols = 0, 0, np.empty((STATS, 0))
+    for i in range(ends.size):
+        end, geo, bound = ends[i], geos[kinds[i]], bounds[kinds[i]]
+        last = row + geo[BY_ROW] * ((end - begin) // geo[ROW])
+        _pass(
+            a[begin:end], e[begin:end], exact[begin:end], limits, 0, bound[0], bound[1], geo, par,
+            acc[i], rows[row:last], cols, work, table, touched,
+        )  # fmt: skip
+        begin, row = end, last
+
+
+def _signatures(wide: bool) -> tuple[Any, Any]:
+    """Argument types of `_chunk` and `_many`, over float32 or, when `wide`, float64 pairs."""
+    f8, i8 = nb.float64, nb.int64
+    line, grid, ints = f8[::1], f8[:, ::1], i8[::1]
+    read = nb.types.Array(f8 if wide else nb.float32, 1, "C", readonly=True)
+    values = read, read, line, (i8 if wide else nb.int32)[::1]
+    space = grid, ints, nb.int32[::1]
+    chunk = i8(*values, i8, nb.boolean, f8, f8, ints, line, line, grid, grid, *space, grid)
+    return chunk, nb.void(*values, ints, ints, grid, i8[:, ::1], line, grid, grid, *space)
 
 
 @cache
-def compiled(wide: bool) -> Any:
-    """The pass over float32 or, when `wide`, float64 pairs; compiled, or loaded, when first asked for."""
-    return entry(_signature(nb.float64))(_pass64) if wide else entry(_signature(nb.float32))(_pass32)
+def chunk(wide: bool) -> Any:
+    """`_chunk` over float32 or, when `wide`, float64 pairs; compiled, or loaded, when first asked for."""
+    return entry(_signatures(wide)[0])(_chunk)
+
+
+@cache
+def many(wide: bool) -> Any:
+    """`_many`, as `chunk`."""
+    return entry(_signatures(wide)[1])(_many)

@@ -3,66 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from . import kernel as k
-from .layout import Layout, layout
 from .metrics import SLOT
-from .widen import Route, exact_difference, route
+from .setup import Setup, Values
 
 Array = np.ndarray[Any, Any]
 Sums = tuple[Array, Array, Array, Array]
 """Accumulator slots, rows `[R, 7]`, columns `[7, C]`, cells of the joint histogram `[n, 3]`."""
 
-_NO_DIFFERENCE = np.empty(0, np.float64)
-_NO_ROWS = np.empty((0, k.STATS))
-_NO_COLUMNS = np.empty((k.STATS, 0))
-_NOTHING = np.empty(0, np.float32), np.empty(0, np.float64)
+NO_ROWS = np.empty((0, k.STATS))
+NO_COLUMNS = np.empty((k.STATS, 0))
+START = np.zeros(k.SLOTS)
+"""The accumulator of a tensor of which nothing was seen yet."""
+START.view(np.int64)[k.MAX_ABS_AT : k.MAX_REL_AT + 1] = -1
+
 _FREE: list[Lane] = []
-
-_START = np.zeros(k.SLOTS)
-_START.view(np.int64)[k.MAX_ABS_AT : k.MAX_REL_AT + 1] = -1
-
-FILLS = tuple(-(10.0**power) for power in (4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 38))
-"""Mask fills known by value, also as bfloat16 and float16 round them; others are known by repeating."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What is settled once per shape and pair of number formats: layout, route, and the kernel's tables."""
-
-    plan: Layout
-    way: Route
-    full: bool
-    geometry: Array
-    parameters: Array
-
-
-@lru_cache(maxsize=4096)
-def setup(shape: tuple[int, ...], axes: str, actual: str, expected: str, full: bool) -> Setup:
-    """The setup of a pair; UserError when `axes` does not fit `shape`."""
-    plan, way = layout(shape, axes), route(actual, expected)
-    geometry = (max(plan.size, 1), 1, 0, 0, 0, 0, 0, way.fills)
-    if full:
-        geometry = (plan.line, plan.row_size, plan.columns, 1, *way.ulp, way.fills)
-    parameters = (way.ulp_scale, way.ulp_normal, *_NAMED)
-    return Setup(plan, way, full, np.array(geometry, np.int64), np.array(parameters))
 
 
 class Lane:
     """One accumulator with its workspace; used by one thread at a time, and kept for the next tensor."""
 
-    __slots__ = ("_bound", "_out", "_pair", "_table", "_touched", "_work", "columns", "rows", "sums")
+    __slots__ = ("_bound", "_out", "_pair", "columns", "rows", "space", "sums")
 
     def __init__(self) -> None:
         cells = k.BINS * k.BINS
-        self._table = np.zeros(2 * cells, np.int64)
-        self._touched = np.zeros(cells + k.BLOCK, np.int32)
-        self._work = np.zeros((k.WORK, k.BLOCK))
+        table, touched = np.zeros(2 * cells, np.int64), np.zeros(cells + k.BLOCK, np.int32)
+        self.space = np.zeros((k.WORK, k.BLOCK)), table, touched
         self._out = np.empty((1024, 3))
 
     @classmethod
@@ -73,20 +43,22 @@ class Lane:
         except IndexError:
             return cls()
 
+    def give_back(self) -> None:
+        """Let the next one have it."""
+        _FREE.append(self)
+
     def start(self, pair: Setup, bound: tuple[float, float], rows: Array | None = None) -> None:
         """Make ready for a tensor; `rows` is given when lanes share them."""
         self._pair, self._bound = pair, bound
-        self.sums, self.rows, self.columns = _START.copy(), _NO_ROWS, _NO_COLUMNS
-        if pair.full:
+        self.sums, self.rows, self.columns = START.copy(), NO_ROWS, NO_COLUMNS
+        if pair.by_row:
             self.rows = np.zeros((pair.plan.num_rows, k.STATS)) if rows is None else rows
-            if pair.plan.columns:
-                self.columns = np.zeros((k.STATS, pair.plan.columns))
+        if pair.geometry[k.COLUMNS]:
+            self.columns = np.zeros((k.STATS, pair.plan.columns))
 
     def feed(self, actual: Array, expected: Array, start: int, last: bool = False) -> int:
         """Measure one chunk: flat arrays whose first element has the flat place `start`."""
-        way = self._pair.way
-        exact = exact_difference(actual, expected) if way.exact else _NO_DIFFERENCE
-        return self._run(way.actual(actual), way.expected(expected), exact, start, last, self._out)
+        return self._run(self._pair.values(actual, expected), start, last, self._out)
 
     def finish(self, only: tuple[Array, Array] | None = None) -> Sums:
         """What was summed, with a tensor of `only` one chunk; the lane is free afterwards."""
@@ -95,32 +67,17 @@ class Lane:
             count = self.feed(*only, 0, True)
         if count < 0:
             out = np.empty((int(self.sums.view(np.int64)[k.CELLS]), 3))
-            nothing = _NOTHING[self._pair.way.wide]
-            count = self._run(nothing, nothing, _NO_DIFFERENCE, k.BLOCK, True, out)
-        found = self.sums, self.rows, self.columns, out[:count].copy()
-        _FREE.append(self)
-        return found
+            count = self._run(self._pair.no_values(), k.BLOCK, True, out)
+        self.give_back()
+        return self.sums, self.rows, self.columns, out[:count].copy()
 
-    def _run(self, actual: Array, expected: Array, exact: Array, start: int, last: bool, out: Array) -> int:
+    def _run(self, values: Values, start: int, last: bool, out: Array) -> int:
         pair = self._pair
-        count: int = k.compiled(pair.way.wide)(
-            actual, expected, exact, start, last, *self._bound, pair.geometry, pair.parameters,
-            self.sums, self.rows, self.columns, self._work, self._table, self._touched, out,
+        count: int = k.chunk(pair.way.wide)(
+            *values, start, last, *self._bound, pair.geometry, pair.parameters,
+            self.sums, self.rows, self.columns, *self.space, out,
         )  # fmt: skip
         return count
-
-
-def _named_fills() -> tuple[float, ...]:
-    import ml_dtypes
-
-    known = np.array(FILLS)
-    with np.errstate(over="ignore"):
-        spelled = [known.astype(t).astype(np.float64) for t in (np.float32, ml_dtypes.bfloat16, np.float16)]
-    values = {float(value) for array in (known, *spelled) for value in array}
-    return tuple(sorted(value for value in values if np.isfinite(value)))
-
-
-_NAMED = _named_fills()
 
 
 def join(parts: Sequence[Sums], *, shared_rows: bool) -> Sums:

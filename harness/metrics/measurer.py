@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ..dtypes import from_any
 from ..errors import UserError
-from .lane import Lane, join, setup
+from .lane import Lane, join
 from .layout import CHUNK, LANES, layout
 from .metrics import Metrics
+from .setup import FULL, PLAIN, setup
+from .threads import processors, share
 from .widen import parts
 
 Array = np.ndarray[Any, Any]
@@ -46,7 +45,7 @@ def measure(
             "only arrays of equal shape are measured, nothing is broadcast or reshaped"
         )
     if 0 < a.size <= SMALL and a.dtype.kind != "c" and e.dtype.kind != "c":
-        pair, lane = setup(a.shape, axes, name_a, name_e, profiles), Lane.take()
+        pair, lane = setup(a.shape, axes, name_a, name_e, FULL if profiles else PLAIN), Lane.take()
         lane.start(pair, (atol, rtol))
         sums = lane.finish((a.reshape(-1), e.reshape(-1)))
         return Metrics(pair.plan, (atol, rtol), (name_a, name_e), *sums, profiles)
@@ -72,8 +71,9 @@ class Measurer:
         profiles: bool = True,
         threads: int | None = None,
     ) -> None:
-        self._shape, self._axes, self._bound, self._full = tuple(shape), axes, (atol, rtol), profiles
-        self._threads = min(threads or _processors(), LANES)
+        self._shape, self._axes, self._bound = tuple(shape), axes, (atol, rtol)
+        self._full = profiles
+        self._threads = min(threads or processors(), LANES)
         self._plan = layout(self._shape, axes)
         self._names: tuple[str, str] | None = None
         self._lanes: list[Lane] = []
@@ -119,7 +119,8 @@ class Measurer:
         self._names = names
         if names[0].startswith("complex"):
             self._shape, self._axes = (*self._shape, 2), f"{self._axes} z" if self._axes.split() else ""
-        self._pair = setup(self._shape, self._axes, a.dtype.name, e.dtype.name, self._full)
+        detail = FULL if self._full else PLAIN
+        self._pair = setup(self._shape, self._axes, a.dtype.name, e.dtype.name, detail)
         self._plan = self._pair.plan
         self._dtypes = a.dtype, e.dtype
         self._grow(1)
@@ -166,18 +167,16 @@ class Measurer:
         first, count = start // chunk, -(-a.size // chunk)
         self._grow(min(first + count, LANES))
 
-        def work(worker: int, workers: int) -> None:
+        workers = min(self._threads, count)
+
+        def work(worker: int) -> None:
             for i in range(count):
                 lane = (first + i) % LANES
                 if lane % workers == worker:
                     place = slice(i * chunk, (i + 1) * chunk)
                     self._lanes[lane].feed(a[place], e[place], start + i * chunk)
 
-        workers = min(self._threads, count)
-        others = [_pool().submit(work, worker, workers) for worker in range(1, workers)]
-        work(0, workers)
-        for other in others:
-            other.result()
+        share(work, workers)
 
 
 def _complex_parts(a: Array, e: Array) -> tuple[Array, Array]:
@@ -186,13 +185,3 @@ def _complex_parts(a: Array, e: Array) -> tuple[Array, Array]:
             f"dtype={a.dtype.name}, but should be {e.dtype.name}: complex and real are not compared"
         )
     return parts(a), parts(e)
-
-
-@cache
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(LANES - 1, thread_name_prefix="parity-measure")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.harness.dtypes import NAMES, logical_dtype
-from parity.harness.metrics import Measurer, Metrics, measure
+from parity.harness.metrics import Measurer, Metrics, measure, survey
 from parity.harness.metrics.kernel import BLOCK
-from parity.harness.metrics.lane import FILLS
 from parity.harness.metrics.layout import CHUNK
+from parity.harness.metrics.setup import FILLS, ROWS, SUMS, setup
 from parity.harness.tolerance import within
 
 SPECIAL = [
@@ -299,6 +299,45 @@ def _same_bits(one: Metrics, two: Metrics) -> None:
     np.testing.assert_array_equal(one.raw_rows.view(np.int64), two.raw_rows.view(np.int64))
     np.testing.assert_array_equal(one._columns.view(np.int64), two._columns.view(np.int64))
     assert one.joint.to_json() == two.joint.to_json()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(pairs(), min_size=1, max_size=6), st.data())
+def test_a_survey_gives_the_same_bits_as_one_measurement_each(
+    found: list[tuple[np.ndarray, np.ndarray]], data: st.DataObject
+) -> None:
+    formats = {tuple(side.dtype for side in pair) for pair in found if pair[0].dtype.kind != "c"}
+    for one in formats:
+        same = [pair for pair in found if tuple(side.dtype for side in pair) == one and pair[0].size]
+        if same:
+            _survey_like_measure(same, data)
+
+
+def _survey_like_measure(found: list[tuple[np.ndarray, np.ndarray]], data: st.DataObject) -> None:
+    names = found[0][0].dtype.name, found[0][1].dtype.name
+    details = [data.draw(st.sampled_from([SUMS, ROWS]), label="detail") for _ in found]
+    bounds = [(1e-5 * i, 1e-3) for i in range(len(found))]
+    setups = [setup(a.shape, "", *names, detail) for (a, _), detail in zip(found, details, strict=True)]
+    actual, expected = (np.concatenate([pair[side].reshape(-1) for pair in found]) for side in (0, 1))
+    places = list(range(len(found)))
+    for place, m in zip(places, survey(actual, expected, setups, bounds, places), strict=True):
+        alone = measure(*found[place], atol=bounds[place][0], rtol=bounds[place][1])
+        _same_bits(m.slim(), alone.slim())
+        if details[place] == ROWS:
+            np.testing.assert_array_equal(m.raw_rows.view(np.int64), alone.raw_rows.view(np.int64))
+
+
+def test_threads_change_no_bit_of_a_survey() -> None:
+    rng = np.random.default_rng(2)
+    setups = [setup(shape, "", "float32", "float32", ROWS) for shape in ((3, 40), (1100,), (2, 700))]
+    kinds = rng.integers(0, 3, 400).tolist()
+    e = rng.standard_normal(sum(setups[kind].plan.size for kind in kinds)).astype(np.float32)
+    a = e + 1e-4 * rng.standard_normal(e.size).astype(np.float32)
+    bounds = [(1e-5, 1e-4)] * 3
+    found = [survey(a, e, setups, bounds, kinds, threads=count) for count in (1, 2, 3, 4)]
+    for others in found[1:]:
+        for one, two in zip(found[0], others, strict=True):
+            _same_bits(one, two)
 
 
 @pytest.mark.parametrize(
