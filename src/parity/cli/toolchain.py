@@ -54,9 +54,14 @@ def install(ctx: click.Context, /, name: str, **values: Any) -> None:
 
     from .progress import ConsoleProgress
 
-    toolchain = make(Request(**{key: value for key, value in values.items() if value}), ConsoleProgress())
+    try:
+        toolchain = make(Request(**{key: value for key, value in values.items() if value}), ConsoleProgress())
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted; the same command takes it up again", err=True)
+        ctx.exit(130)
     click.echo(f"{name} {toolchain.version}: {toolchain.root}")
-    _test(ctx, toolchain)
+    if not _passed_before(toolchain):
+        _test(ctx, toolchain)
 
 
 @command.command("use")
@@ -94,6 +99,13 @@ def selftest(ctx: click.Context, /, as_json: bool) -> None:
     from parity.targets.sophgo.toolchain import installed
 
     _test(ctx, installed(), as_json=as_json)
+
+
+def _passed_before(toolchain: Toolchain) -> bool:
+    from parity.targets.sophgo.toolchain.choice import read_choice
+
+    result = (read_choice() or {}).get("selftest")
+    return bool(result and result["passed"] and result["version"] == toolchain.version)
 
 
 def _test(ctx: click.Context, toolchain: Toolchain, *, as_json: bool = False) -> None:
