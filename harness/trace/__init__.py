@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .bulk import read_together as read_together
+from .bulk import shelf as shelf
 from .reader import Run as Run
 from .reader import Trace as Trace
 from .record import Record as Record

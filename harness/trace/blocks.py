@@ -12,6 +12,8 @@ import numpy as np
 from .format import CHUNK
 from .schema import Stream
 
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
 MEMORY = 64 << 20
 """Bytes of chunks that one open trace keeps."""
 
@@ -37,12 +39,25 @@ class Blocks:
         return self._gather(stream, start, stop)
 
     def fresh(self, stream: Stream, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Elements start..stop as an own array, without going through the cache."""
+        """Elements start..stop as an own array; of plain chunks without going through the cache."""
+        if stream.deflated and stop - start <= stream.chunk:
+            return self.view(stream, start, stop).copy()
         return stream.read(self._fd, start, stop)
 
-    def small(self, stream: Stream, start: int, stop: int) -> bytearray | None:
-        """Bytes of a small record, at the price of one system call; None where it takes more."""
-        return stream.small(self._fd, start, stop)
+    def together(self, stream: Stream, starts: Indices, stops: Indices) -> np.ndarray[Any, Any]:
+        """Elements starts[i]..stops[i] one behind the other, those that touch by one read."""
+        out = np.empty(int((stops - starts).sum()), stream.dtype)
+        apart = np.flatnonzero(starts[1:] != stops[:-1]) + 1
+        firsts, lasts = np.append(0, apart), np.append(apart, starts.size) - 1
+        at = 0
+        for start, stop in zip(starts[firsts].tolist(), stops[lasts].tolist(), strict=True):
+            end = at + stop - start
+            if stream.deflated:
+                out[at:end] = self.fresh(stream, start, stop)
+            else:
+                stream.fill(self._fd, start, stop, out[at:end])
+            at = end
+        return out
 
     def _load(self, stream: Stream, number: int) -> np.ndarray[Any, Any]:
         while len(self._kept) >= MEMORY // CHUNK:

@@ -10,6 +10,7 @@ one word changes the fold. Measured: 18 GB/s against 2.7 GB/s of plain CRC-32.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,16 @@ def checksum(data: np.ndarray[Any, Any]) -> int:
     for start in range(0, data.size, BLOCK):
         crc = _block(data[start : start + BLOCK], crc)
     return crc
+
+
+def checksums(data: np.ndarray[Any, Any], ends: Sequence[int]) -> list[int]:
+    """Checksums of the pieces of a contiguous uint8 array that end at `ends`."""
+    memory, begin, found = data.data, 0, []
+    for end in ends:
+        small = end - begin < ROW_BYTES
+        found.append(zlib.crc32(memory[begin:end]) if small else checksum(data[begin:end]))
+        begin = end
+    return found
 
 
 def _block(block: np.ndarray[Any, Any], crc: int) -> int:

@@ -19,6 +19,7 @@ from .record import Record
 from .schema import Layout, Stream, read_layout
 
 _TRIES = 5
+Column = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Trace:
@@ -40,8 +41,8 @@ class Trace:
         self.text_size = text.extent
         self._texts = {int(x["text"]): str(x["is"]) for x in self._lines if "text" in x}
         self._by_dtype = {n: self.layout.streams[f"data/{storage_dtype(n).name}"] for n in self.layout.dtypes}
-        self._offsets: list[int] = self._rows["offset"].tolist()
-        self._crcs: list[int] = self._rows["data_crc"].tolist()
+        self._offsets: Column = self._rows["offset"]
+        self._crcs: np.ndarray[Any, np.dtype[np.uint32]] = self._rows["data_crc"]
         self._verified: set[int] = set()
         self._runs = _runs(self)
 
@@ -136,8 +137,8 @@ class Run:
         self.created = str(content.get("created", ""))
         self.provenance: dict[str, Any] = dict(content.get("provenance", {}))
         self.complete = False
-        self._mine: np.ndarray[Any, np.dtype[np.int64]] | None = None
-        self._taps: dict[str, np.ndarray[Any, np.dtype[np.int64]]] | None = None
+        self._mine: Column | None = None
+        self._taps: dict[str, Column] | None = None
         self._listed: list[Record] | None = None
 
     def __repr__(self) -> str:
@@ -200,12 +201,12 @@ class Run:
                 failures.append(str(error))
         return failures
 
-    def _orders(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _orders(self) -> Column:
         if self._mine is None:
             self._mine = np.flatnonzero(self._trace._rows["run"] == self.number)
         return self._mine
 
-    def _by_tap(self) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    def _by_tap(self) -> dict[str, Column]:
         """Places of every tap's records in the index, taps in execution order."""
         if self._taps is None:
             orders = self._orders()
@@ -216,7 +217,7 @@ class Run:
             self._taps = {self._trace._text(int(taps[part[0]])): orders[part] for part in parts}
         return self._taps
 
-    def _list(self, orders: np.ndarray[Any, np.dtype[np.int64]]) -> list[Record]:
+    def _list(self, orders: Column) -> list[Record]:
         rows, trace = self._trace._rows[orders], self._trace
         shapes, text, dtypes = index.shapes(rows), trace._text, trace.layout.dtypes
         columns = [rows[name].tolist() for name in ("tap", "step", "call", "dtype", "axes")]

@@ -93,46 +93,42 @@ class Stream:
     deflated: bool
     chunks: dict[int, tuple[int, int]]
 
-    def load(self, fd: int, number: int, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
-        """Elements start..stop of one chunk; UserError where the file does not have them."""
-        stop = self.chunk if stop is None else stop
+    def load(self, fd: int, number: int) -> np.ndarray[Any, Any]:
+        """One chunk; UserError where the file does not have it."""
+        out = np.empty(self.chunk, self.dtype)
+        self._fill(fd, number, 0, out)
+        return out
+
+    def _fill(self, fd: int, number: int, start: int, out: np.ndarray[Any, Any]) -> None:
+        """Elements of one chunk from `start` on into `out`."""
         if number not in self.chunks and self.name in ("index", "text"):
-            return np.zeros(stop - start, self.dtype)  # grown, but the disk was full: zeros are no rows
+            out[:] = np.zeros(1, self.dtype)  # grown, but the disk was full: zeros are no rows
+            return
         if number not in self.chunks:
             raise UserError(f"data={self.name}: chunk {number} was never written; the file is damaged")
         address, stored = self.chunks[number]
         if self.deflated:
-            return self._inflate(os.pread(fd, stored, address), number)[start:stop]
-        out = np.empty(stop - start, self.dtype)
-        got = os.preadv(fd, [out.view(np.uint8).data], address + start * self.dtype.itemsize)
+            out[:] = self._inflate(os.pread(fd, stored, address), number)[start : start + out.size]
+            return
+        memory = out.view(np.uint8)
+        got = os.preadv(fd, [memory.data], address + start * self.dtype.itemsize)
         if got < out.nbytes:
-            out.view(np.uint8)[got:] = 0
-        return out
-
-    def small(self, fd: int, start: int, stop: int) -> bytearray | None:
-        """Bytes of elements that lie in one plain chunk; None where they do not, or not all are there."""
-        number = start // self.chunk
-        if self.deflated or stop > (number + 1) * self.chunk or number not in self.chunks:
-            return None
-        size = self.dtype.itemsize
-        out = bytearray((stop - start) * size)
-        got = os.preadv(fd, [out], self.chunks[number][0] + (start - number * self.chunk) * size)
-        return out if got == len(out) else None
+            memory[got:] = 0
 
     def read(self, fd: int, start: int, stop: int) -> np.ndarray[Any, Any]:
         """Elements start..stop as a fresh array."""
-        if stop <= start:
-            return np.empty(0, self.dtype)
-        first, last = start // self.chunk, (stop - 1) // self.chunk
-        if first == last:
-            base = first * self.chunk
-            return self.load(fd, first, start - base, stop - base)
-        out = np.empty(stop - start, self.dtype)
-        for number in range(first, last + 1):
-            base = number * self.chunk
-            low, high = max(start, base), min(stop, base + self.chunk)
-            out[low - start : high - start] = self.load(fd, number, low - base, high - base)
+        out = np.empty(max(stop - start, 0), self.dtype)
+        self.fill(fd, start, stop, out)
         return out
+
+    def fill(self, fd: int, start: int, stop: int, out: np.ndarray[Any, Any]) -> None:
+        """Elements start..stop into `out`, a contiguous array of as many."""
+        at = start
+        while at < stop:
+            number, inside = divmod(at, self.chunk)
+            end = min(stop, at - inside + self.chunk)
+            self._fill(fd, number, inside, out[at - start : end - start])
+            at = end
 
     def _inflate(self, stored: bytes, number: int) -> np.ndarray[Any, Any]:
         size = self.chunk * self.dtype.itemsize
