@@ -152,6 +152,27 @@ class Cause:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage of a pipeline held against the stage before: what `name` (export, quantization ...) changed.
+
+    `tap`, `step` and `slice` are the first divergence, or the worst record where there is none. `ratio` is
+    the worst error over what is allowed, `error` the largest relative L2 error, `compared` counts records.
+    """
+
+    name: str
+    earlier: str
+    later: str
+    verdict: str
+    tap: str = ""
+    step: int = 0
+    slice: str = ""
+    ratio: float | None = None
+    error: float | None = None
+    compared: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One candidate held against the reference.
 
@@ -170,6 +191,7 @@ class Comparison:
     tokens: Tokens = field(default_factory=Tokens)
     findings: tuple[Finding, ...] = ()
     causes: tuple[Cause, ...] = ()
+    stages: tuple[Stage, ...] = ()
     rules: Mapping[str, int] = field(default_factory=dict)
     tolerance: str = ""
     replay: str = "forced"
@@ -255,6 +277,7 @@ class Comparison:
             tokens=Tokens(**tokens),
             findings=tuple(Finding(**item) for item in data["findings"]),
             causes=tuple(Cause(**item) for item in data["causes"]),
+            stages=tuple(Stage(**item) for item in data["stages"]),
             rules=data["rules"],
             tolerance=data["tolerance"],
             replay=data["replay"],

@@ -93,6 +93,8 @@ class SegmentedSession:
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
     ) -> np.ndarray | None:
         """Execute one step; see `Session`."""
+        if self.facts.isolated_steps is not None and step.index not in self.facts.isolated_steps:
+            isolate = None
         if step.reset:
             self.cache.reset()
             self._history.clear()

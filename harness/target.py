@@ -50,7 +50,8 @@ class Facts:
     `substitutions` names every cast, fallback and replacement. `unobserved` lists what it cannot show;
     every other tap is promised. `cache_records` is `views` when each record of a cache tap is all that a
     segment was handed, `rows` when it is what was appended (and all of it at the last step). With `single`
-    a step is fed token by token, each with records of its own.
+    a step is fed token by token, each with records of its own. Where running segments alone is slow,
+    `isolated_steps` are the steps at which it is done; None: all.
     """
 
     dtype: str
@@ -59,6 +60,7 @@ class Facts:
     unobserved: tuple[Unobserved, ...] = ()
     cache_records: str = "views"
     single: bool = False
+    isolated_steps: tuple[int, ...] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

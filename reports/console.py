@@ -90,6 +90,7 @@ class _Page:
                 Text(visible(f"{comparison.label} against {comparison.reference.label}"), "bold underline")
             )
         self.why(comparison)
+        self.causes(comparison)
         self.findings(comparison)
         if comparison.records:
             self.entry("coverage", words.coverage_sentence(comparison))
@@ -118,8 +119,14 @@ class _Page:
             self.entry("culprits" if i == 0 else "", _culprit(culprit))
         if len(comparison.culprits) > 8:
             self.entry("", f"and {len(comparison.culprits) - 8} more")
+
+    def causes(self, comparison: Comparison) -> None:
+        """Every stage held against the one before, and named causes."""
+        for at, stage in enumerate(comparison.stages):
+            style = "bold red" if stage.verdict in ("divergence", "failed") else ""
+            self.entry("" if at else "stages", words.stage_sentence(stage), style)
         for cause in comparison.causes[:3]:
-            self.entry("why", f"{cause.name} at {cause.tap}: {cause.evidence}", "bold")
+            self.entry("why", words.cause_sentence(cause), "bold")
 
     def findings(self, comparison: Comparison) -> None:
         """Errors and warnings; notes are left to the page."""

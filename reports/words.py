@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from parity.harness.comparison import Comparison, Finding, Row, TokenStep
+from parity.harness.comparison import Cause, Comparison, Finding, Row, Stage, TokenStep
 
 if TYPE_CHECKING:
     from parity.harness.metrics import Metrics
@@ -213,6 +213,26 @@ def index_words(found: Metrics, flat: int) -> str:
     return "[" + ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=True)) + "]"
 
 
+def stage_sentence(stage: Stage) -> str:
+    """What one stage changed, held against the stage before."""
+    sides = f"{stage.name} ({stage.earlier} to {stage.later})"
+    if stage.verdict == "failed":
+        return f"{sides}: {stage.reason}"
+    if stage.verdict == "inconclusive":
+        return f"{sides}: nothing is proven, {stage.reason}"
+    where = place(stage.tap, stage.step, stage.slice) if stage.tap else "nowhere"
+    size = f"worst {multiple(stage.ratio)}, relative error {stage.error or 0.0:.2g}"
+    if stage.verdict == "divergence":
+        return f"{sides}: departs first at {where}; {size}"
+    return f"{sides}: within tolerance in {plural(stage.compared, 'record')}; {size}, at {where}"
+
+
+def cause_sentence(cause: Cause) -> str:
+    """A named cause, its place and evidence."""
+    where = f" at {cause.tap}" if cause.tap else ""
+    return f"{cause.name}{where}: {cause.evidence}"
+
+
 def next_step(comparison: Comparison) -> str:
     """One sentence on what to do now."""
     if comparison.verdict == "refused":
@@ -224,8 +244,7 @@ def next_step(comparison: Comparison) -> str:
     if comparison.verdict == "parity":
         return "Nothing to do."
     if comparison.causes:
-        cause = comparison.causes[0]
-        return _ended(f"Look at {cause.tap} for: {cause.name}")
+        return _ended(f"Look at {comparison.causes[0].tap} for: {comparison.causes[0].name}")
     if comparison.culprits:
         born = comparison.culprits[0]
         inside = f"inside {born.segment} " if born.segment else ""

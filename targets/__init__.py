@@ -8,6 +8,8 @@ TARGETS: dict[str, str] = {
     "onnx": "parity.targets.onnx:OnnxTarget",
     "prefilled": "parity.targets.prefilled:PrefilledTarget",
     "module": "parity.targets.module:ModuleTarget",
+    "cvi": "parity.targets.sophgo.target:cvi",
+    "bm1684x": "parity.targets.sophgo.target:bm1684x",
 }
 
 #: The same for a module of the user's (`ModuleCase`).

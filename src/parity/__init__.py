@@ -30,7 +30,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .driver import compare_traces as compare_traces
     from .driver import run as run
     from .harness.comparison import Comparison as Comparison
     from .harness.comparison import Result as Result
@@ -49,10 +48,11 @@ if TYPE_CHECKING:
     from .stages import export as export
     from .stages import prefill as prefill
     from .stages import record as record
+    from .stored import compare_traces as compare_traces
 
 _NAMES = {
     "run": ".driver",
-    "compare_traces": ".driver",
+    "compare_traces": ".stored",
     "record": ".stages",
     "prefill": ".stages",
     "export": ".stages",

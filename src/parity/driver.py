@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import compare_runs
-from parity.harness.comparison import Comparison, Finding, Result, Side
+from parity.harness.comparison import Comparison, Result, Side
 from parity.harness.errors import CandidateError, InconclusiveError, UserError
 from parity.harness.judge import Floor
 from parity.harness.mapping import TapMap, load_map
@@ -24,9 +25,11 @@ from parity.harness.trace import Run, Trace
 from parity.harness.values import Values
 
 from .cases import build_case, build_module_case
-from .floors import dtypes_of, noise_floor, store_floors, stored_floors
-from .recorder import ISOLATED, Job, check_spec, record, reference_values, refuse_itself, stored
+from .floors import dtypes_of, noise_floor, rules_of, store_floors, stored_floors
+from .provenance import environment, isolated_of, observer_findings, side_of
+from .recorder import Job, check_spec, record, reference_values, refuse_itself, stored
 from .request import Request
+from .stagewise import planned, unstaged, with_stages
 
 DEFAULT_CANDIDATES = ("segmented", "onnx", "prefilled")
 
@@ -96,29 +99,39 @@ class _Driver:
         self.specs = split_specs(request.cand)
         if not self.specs:
             raise UserError("cand: name at least one candidate, for example --cand onnx")
-        for spec in (self.reference_spec, *self.specs):
+        chain = partial(planned, own_module=request.own_module) if request.stages else unstaged
+        self.chains = chain(self.specs)
+        for spec in (self.reference_spec, *(stage.spec for chain in self.chains for stage in chain)):
             check_spec(spec, request.options, own_module=request.own_module)
 
     def run(self, *, report: bool) -> Result:
         """Everything: the result holds a comparison per candidate."""
         reference, side = self._reference()
         comparisons = self._comparisons(reference, side)
-        result = Result(comparisons, provenance=_environment(self.request, reference))
+        result = Result(comparisons, provenance=environment(self.request, reference))
         return self._reported(result) if report else result
 
     def _comparisons(self, reference: Run, side: Side) -> tuple[Comparison, ...]:
         """One per candidate. A user's mistake in one loses none of the others; alone, it is simply raised."""
         found: list[Comparison] = []
         mistakes: list[UserError] = []
-        for spec in self.specs:
-            try:
-                found.append(self._candidate(spec, reference, side))
-            except UserError as error:
-                mistakes.append(error)
-                found.append(replace(self._empty(spec, side), refused=str(error)))
+        for chain in self.chains:
+            before = len(mistakes)
+            one = [self._attempt(stage.spec, reference, side, mistakes) for stage in chain]
+            if self.request.stages and len(mistakes) - before < len(one):
+                judge = partial(self._rules, reference)
+                one = with_stages(chain, one, reference, _runs, judge, self.progress)
+            found += one
         if len(mistakes) == len(found):
             raise mistakes[0]
         return tuple(found)
+
+    def _attempt(self, spec: Spec, reference: Run, side: Side, mistakes: list[UserError]) -> Comparison:
+        try:
+            return self._candidate(spec, reference, side)
+        except UserError as error:
+            mistakes.append(error)
+            return replace(self._empty(spec, side), refused=str(error))
 
     def _empty(self, spec: Spec, side: Side) -> Comparison:
         unknown = Side(spec.label, spec.label, spec.text, "")
@@ -139,10 +152,10 @@ class _Driver:
         spec = self.reference_spec
         if spec.kind == "stored":
             trace, name = stored(spec)
-            return trace[name], _side(trace[name], spec.label, spec.name)
+            return trace[name], side_of(trace[name], spec.label, spec.name)
         label = record(self._job(spec, None), progress=self.progress)
         run = Trace(self.trace)[label]
-        return run, _side(run, label, str(self.trace))
+        return run, side_of(run, label, str(self.trace))
 
     def _candidate(self, spec: Spec, reference: Run, side: Side) -> Comparison:
         spec = replace(spec, label=self._free_label(spec.label, reference.name))
@@ -153,7 +166,6 @@ class _Driver:
             return replace(failed, failure=str(error))
         except InconclusiveError as error:
             return replace(failed, inconclusive=str(error))
-        floors = self._floors(spec, reference, run)
         if self.request.replay == "isolated":
             if isolated is None:
                 return replace(
@@ -163,8 +175,8 @@ class _Driver:
         comparison = compare_runs(
             reference,
             run,
-            rules=Rules(self.tolerance, floors),
-            sides=(side, _side(run, spec.label, path)),
+            rules=self._rules(reference, run, live=spec.kind != "stored"),
+            sides=(side, side_of(run, spec.label, path)),
             isolated=isolated,
             taps=self.request.taps,
             mapping=self.mapping,
@@ -172,17 +184,17 @@ class _Driver:
             force=self.request.force,
             progress=self.progress,
         )
-        return replace(comparison, findings=(*comparison.findings, *_observer(run)))
+        return replace(comparison, findings=(*comparison.findings, *observer_findings(run)))
 
     def _candidate_run(self, spec: Spec, reference: Run) -> tuple[Run, Run | None, str]:
         if spec.kind == "stored":
             trace, name = stored(spec)
             if self.reference_spec.kind == "stored":
                 refuse_itself((self.reference_spec.name, reference.name), (spec.name, name))
-            return trace[name], _isolated(trace, name), spec.name
+            return trace[name], isolated_of(trace, name), spec.name
         label = record(self._job(spec, reference_values(reference)), progress=self.progress)
         trace = Trace(self.trace)
-        return trace[label], _isolated(trace, label), str(self.trace)
+        return trace[label], isolated_of(trace, label), str(self.trace)
 
     def _free_label(self, label: str, taken: str) -> str:
         """A candidate that is named like the reference gets a name of its own."""
@@ -193,14 +205,17 @@ class _Driver:
         asked, work = self.request, _cache() / "work"
         return Job(spec, case, asked.options, self.trace, work, asked.replay, reference, asked.limit)
 
-    def _floors(self, spec: Spec, reference: Run, candidate: Run) -> dict[str, Floor]:
-        """The noise floor: as stored beside the reference, else measured on the case and stored there."""
-        if self.tolerance.kind != "auto":
-            return {}
+    def _rules(self, reference: Run, candidate: Run, *, live: bool = True) -> Rules:
+        """How the candidate's run is judged: the tolerance, with the noise floor where it decides."""
+        floors = self._floors(reference, candidate, live=live) if self.tolerance.kind == "auto" else {}
+        return rules_of(self.tolerance, floors, reference, candidate)
+
+    def _floors(self, reference: Run, candidate: Run, *, live: bool) -> dict[str, Floor]:
+        """The noise floor: as stored beside the reference, else (`live`) measured on the case and stored."""
         dtypes = dtypes_of(reference, candidate)
         held = self.reference_spec.name if self.reference_spec.kind == "stored" else self.trace
         floors = stored_floors(held, reference, dtypes)
-        if floors or spec.kind == "stored":
+        if floors or not live:
             return floors
         floors = noise_floor(self._case(reference), dtypes, _cache(), progress=self.progress)
         if floors and self.reference_spec.kind != "stored":
@@ -228,90 +243,13 @@ class _Driver:
         return result
 
 
-def _isolated(trace: Trace, name: str) -> Run | None:
-    """The isolated replay that belongs to a run: it was opened right after it."""
-    runs = trace.runs
-    at = next(place for place, run in enumerate(runs) if run.label == trace[name].label)
-    follows = runs[at + 1] if at + 1 < len(runs) else None
-    return follows if follows is not None and follows.name == runs[at].name + ISOLATED else None
-
-
-def _side(run: Run, label: str, path: str) -> Side:
-    shown: Mapping[str, Any] = {
-        key: value for key, value in run.provenance.items() if key not in ("wiring", "roles", "seconds")
-    }
-    return Side(label, run.name, run.target, path, dict(shown), tuple(run.provenance.get("seconds", ())))
-
-
-def _observer(run: Run) -> list[Finding]:
-    """What tapping changed: outputs of the tapped build that differ from the clean build's."""
-    effect = run.provenance.get("details", {}).get("observer_effect", {})
-    changed = {name: seen["max_abs"] for name, seen in effect.items() if not seen["bitwise"]}
-    if not changed:
-        return []
-    worst = max(changed, key=lambda name: changed[name])
-    text = f"tapping changed {len(changed)} of {len(effect)} outputs, most {worst}, by {changed[worst]:.3g}"
-    return [Finding("note", f"{text}; what flows on and is judged is the clean build's")]
-
-
-def _environment(request: Request, reference: Run) -> dict[str, Any]:
-    import platform
-    from dataclasses import asdict
-    from importlib.metadata import version
-
-    silent = ("None", "()", "False")
-    asked = {key: str(value) for key, value in asdict(request).items() if str(value) not in silent}
-    libraries = {name: version(name) for name in ("parity", "torch", "numpy", "onnxruntime", "onnx", "h5py")}
-    return {
-        "model": reference.provenance.get("model", "unknown"),
-        "scenario": reference.provenance.get("scenario", {}).get("name", "inputs"),
-        "cache policy": reference.provenance.get("policy", "none"),
-        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "request": asked,
-        "libraries": libraries,
-        "host": platform.platform(),
-        "python": platform.python_version(),
-    }
-
-
 def _cache() -> Path:
     from parity.harness.folders import cache_folder
 
     return cache_folder()
 
 
-def compare_traces(
-    reference: str | Path,
-    candidate: str | Path,
-    *,
-    ref_run: str | None = None,
-    cand_run: str | None = None,
-    tol: str = "auto",
-    taps: Sequence[str] = (),
-    map: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> Comparison:
-    """The comparison of two stored runs; nothing is executed and torch is not imported.
-
-    Without names, the run called `torch` or `ref`, or the only one of its file, is taken.
-    """
-    sides = []
-    for path, name in ((reference, ref_run), (candidate, cand_run)):
-        trace, chosen = stored(Spec(name or "", str(path), "stored", str(path), name or ""))
-        sides.append((trace, chosen, str(path)))
-    (ref_trace, ref_name, ref_path), (cand_trace, cand_name, cand_path) = sides
-    refuse_itself((ref_path, ref_name), (cand_path, cand_name))
-    one, two = ref_trace[ref_name], cand_trace[cand_name]
-    return compare_runs(
-        one,
-        two,
-        rules=Rules(load_tolerance(tol), stored_floors(ref_path, one, dtypes_of(one, two))),
-        sides=(_side(one, ref_name, ref_path), _side(two, cand_name, cand_path)),
-        isolated=_isolated(cand_trace, cand_name),
-        taps=taps,
-        mapping=load_map(map) if map else None,
-        replay=str(two.provenance.get("replay", "forced")),
-        force=force,
-        progress=progress,
-    )
+def _runs(comparison: Comparison) -> tuple[Run, Run | None]:
+    """A candidate's run and its isolated replay."""
+    trace = Trace(comparison.candidate.path)
+    return trace[comparison.candidate.run], isolated_of(trace, comparison.candidate.run)

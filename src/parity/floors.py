@@ -12,21 +12,23 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import floors_from
 from parity.harness.judge import Floor
 from parity.harness.progress import Progress
+from parity.harness.rows import Rules
 from parity.harness.target import Options, parse_spec
+from parity.harness.tolerance import AUTO, PROFILES, Tolerance
 from parity.harness.trace import Run, Trace, TraceWriter
 
 from .cases import case_provenance
-from .recorder import FLOOR, Job, record
+from .recorder import FLOOR, Job, record, reference_values
 
 #: Raised when the way floors are measured changes, so that cached ones are measured anew.
-VERSION = 2
+VERSION = 3
 
 BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 15}
 
@@ -47,12 +49,14 @@ def noise_floor(
 def _measure(case: Case | ModuleCase, dtype: str, progress: Progress) -> Mapping[str, Floor]:
     with tempfile.TemporaryDirectory(prefix="parity-floor-") as folder:
         path = Path(folder) / "floor.h5"
-        labels = [
-            record(Job(parse_spec(f"{spec}"), case, Options(), path, Path(folder)), progress=progress)
-            for spec in _specs(case, dtype)
-        ]
+        base, *others = map(parse_spec, _specs(case, dtype))
+        record(Job(base, case, Options(), path, Path(folder)), progress=progress)
+        # On their own tokens the others would part from the base: a floor of the difference of two texts.
+        forced = reference_values(Trace(path)[base.label]) if isinstance(case, Case) else None
+        for spec in others:
+            record(Job(spec, case, Options(), path, Path(folder), reference=forced), progress=progress)
         trace = Trace(path)
-        return floors_from(trace[labels[0]], [trace[label] for label in labels[1:]])
+        return floors_from(trace[base.label], [trace[spec.label] for spec in others])
 
 
 def _specs(case: Case | ModuleCase, dtype: str) -> list[str]:
@@ -85,6 +89,14 @@ def _write(path: Path, floors: Mapping[str, Floor]) -> None:
         json.dumps({tap: {"rms": floor.rms, "peak": floor.peak} for tap, floor in floors.items()})
     )
     os.replace(draft, path)
+
+
+def rules_of(tolerance: Tolerance, floors: Mapping[str, Floor], *runs: Run) -> Rules:
+    """Where no floor is known, quantized arithmetic is judged by the profile of that name."""
+    computed = next((name for name in dtypes_of(*runs) if name in PROFILES), None)
+    if tolerance.kind == AUTO and not floors and computed is not None:
+        tolerance = replace(tolerance, profile=computed, source=tolerance.source or AUTO)
+    return Rules(tolerance, floors)
 
 
 def dtypes_of(*runs: Run) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parity.harness.case import Case, ModuleCase, Step
+from parity.harness.case import Case, ModuleCase, Step, plan
 from parity.harness.errors import CandidateError, ParityError, UserError
 from parity.harness.progress import Progress
 from parity.harness.replay import Replayed, replay
@@ -179,6 +179,10 @@ def _fed(job: Job, session: Session) -> list[dict[str, Any]]:
     else:
         taps = ["ids", "rope", *(row.cache for row in job.case.model.wiring.caches)]
         fed = [Unobserved(tap, "fed from the reference") for tap in taps]
+        if session.facts.isolated_steps is not None:
+            alone = session.facts.isolated_steps
+            rest = tuple(step.index for step in plan(job.case.scenario) if step.index not in alone)
+            fed.append(Unobserved("*", f"segments were run alone at steps {list(alone)} only", rest))
     return [asdict(item) for item in (*session.facts.unobserved, *fed)]
 
 

@@ -43,6 +43,7 @@ class Request:
     exporter: str = "dynamo"
     opset: int | None = None
     inputs: str | Mapping[str, Any] | None = None
+    stages: bool = False
     share_weights: bool = False
     force: bool = False
     max_bytes: str | int | None = None

@@ -18,6 +18,7 @@ from parity.harness.comparison import (
     Result,
     Row,
     Side,
+    Stage,
     Tokens,
     TokenStep,
 )
@@ -159,6 +160,10 @@ def diverging(
                 "rotation of interleaved pairs instead of halves",
                 "reproduces the candidate, residual 0",
             ),
+        ),
+        stages=(
+            Stage("export", "torch", "cvi/onnx", "parity", wrong, 1, "", 0.1, 1e-7, 150),
+            Stage("code generation", "cvi/tpu", "cvi", "divergence", wrong, 3, "head 0", 40.0, 0.4, 150),
         ),
         rules={"same tap, step and call": len(records) - 24, "cache rows by absolute position": 24},
         tolerance="auto: 4 x the measured floor of float32",

@@ -45,8 +45,8 @@ def command(
 
     Exit status: 0 parity, 1 divergence, 2 usage or data error, 3 inconclusive.
     """
-    from parity.driver import compare_traces
     from parity.harness.comparison import Result
+    from parity.stored import compare_traces
 
     from .progress import ConsoleProgress
     from .show import show_result

@@ -1,0 +1,103 @@
+"""`--stages`: a candidate executed at every stage that leads to it, neighbours held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from parity.harness.comparison import Comparison
+from parity.harness.errors import UserError
+from parity.harness.progress import Progress
+from parity.harness.rows import Rules
+from parity.harness.stages import INSTRUMENTATION, Played, guilty, hold_stages
+from parity.harness.target import Spec
+
+from . import registry
+
+if TYPE_CHECKING:
+    from parity.harness.trace import Run
+
+    #: Gives the run of a comparison's candidate and its isolated run.
+    Runs = Callable[[Comparison], tuple[Run, Run | None]]
+
+#: What a device's own dump is held against the simulator for.
+HARDWARE = "hardware"
+#: Stages whose own rules say what they may change; a later one may change as much as the one before it did.
+RULED = ("export", "conversion", "quantization")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One candidate of a staged run, and what makes it from the one before; `own` is what was asked for."""
+
+    spec: Spec
+    makes: str
+    own: bool
+
+
+def planned(specs: Sequence[Spec], *, own_module: bool) -> list[list[Planned]]:
+    """Each candidate with stages as a chain of them; a dump that follows it is the chain's last stage.
+
+    The candidate itself keeps its label. UserError for one that has no stages.
+    """
+    chains: list[list[Planned]] = []
+    for spec in specs:
+        if chains and spec.name == "dump":
+            chains[-1].append(Planned(spec, HARDWARE, own=False))
+            continue
+        stages = None
+        if spec.kind == "target":
+            stages = getattr(registry.target(spec.name, own_module=own_module), "stages", None)
+        if stages is None:
+            raise UserError(f"stages: {spec.text} has none; they belong to chips, for example --cand cvi")
+        chains.append([_stage(spec, arg, makes) for arg, makes in stages(spec.arg)])
+    return chains
+
+
+def unstaged(specs: Sequence[Spec]) -> list[list[Planned]]:
+    """Each candidate alone."""
+    return [[Planned(spec, "", own=True)] for spec in specs]
+
+
+def _stage(spec: Spec, arg: str, makes: str) -> Planned:
+    level = arg.rpartition("+")[2]
+    own = level == "sim"
+    label = spec.label if own else f"{spec.label}/{level}"
+    return Planned(replace(spec, label=label, text=f"{spec.name}:{arg}", arg=arg), makes, own)
+
+
+def with_stages(
+    chain: Sequence[Planned],
+    found: Sequence[Comparison],
+    reference: Run,
+    runs: Runs,
+    rules: Callable[[Run], Rules],
+    progress: Progress,
+) -> list[Comparison]:
+    """The comparisons of a chain; that of the candidate itself says which stage is guilty."""
+    played = [Played(found[0].reference.label, "", reference)]
+    for stage, comparison in zip(chain, found, strict=True):
+        now = _played(stage, comparison, runs, rules)
+        if stage.makes == INSTRUMENTATION:
+            played[-1] = replace(played[-1], closer=now)
+        else:
+            played.append(now)
+    stages = hold_stages(played, progress=progress)
+    cause = guilty(stages)
+    out = []
+    for stage, comparison in zip(chain, found, strict=True):
+        causes = (cause,) if cause is not None and comparison.verdict != "parity" else ()
+        out.append(replace(comparison, stages=stages, causes=causes) if stage.own else comparison)
+    return out
+
+
+def _played(
+    stage: Planned, comparison: Comparison, runs: Runs, rules: Callable[[Run], Rules]
+) -> Played:
+    failure = comparison.failure or comparison.refused
+    if failure:
+        return Played(comparison.label, stage.makes, None, failure=failure)
+    run, isolated = runs(comparison)
+    judged = rules(run) if stage.makes in RULED else None
+    return Played(comparison.label, stage.makes, run, isolated, judged)

@@ -1,0 +1,149 @@
+"""`cvi` and `bm1684x`: a model's segments compiled by the real toolchain and run on the chip's simulator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from parity.harness.case import Case, Wiring, plan
+from parity.harness.errors import UserError
+from parity.harness.progress import Progress
+from parity.harness.target import Facts, Options, Session, Unobserved
+from parity.harness.values import Values
+
+from ..onnx.build import choose_segments
+from ..onnx.session import CachePlan, assemble, plan_cache
+from .asked import Asked, parse_arg
+
+if TYPE_CHECKING:
+    from .levels import Level
+
+#: Level -> what makes it from the level before.
+STAGES = (
+    ("onnx", "export"),
+    ("top", "conversion"),
+    ("tpu", "quantization"),
+    ("sim", "code generation"),
+    ("tapped", "instrumentation"),
+)
+#: Steps at which segments are also run on the reference's inputs: a simulator is slow.
+ISOLATED_STEPS = 4
+
+
+@dataclass(frozen=True)
+class ChipTarget:
+    """`cvi[:CHIP+MODE+LEVEL+...]`, `cvi:DIR`, and the same for `bm1684x`."""
+
+    name: str
+    summary: str
+    chip: str
+    mode: str
+    #: Decode steps of a bare command: the BM1684X simulator takes seconds for each.
+    steps: int | None = None
+
+    def missing(self) -> str | None:
+        """What the toolchain lacks."""
+        from .toolchain import why_missing
+
+        return why_missing()
+
+    def check(self, arg: str, options: Options) -> None:
+        """Unknown words, modes that the chip has not, files that are not there."""
+        self._asked(arg)
+        if options.dtype is not None:
+            raise UserError(
+                f"dtype={options.dtype!r}: a chip's number format is its mode; write {self.name}:{self.mode}"
+            )
+        if options.device not in (None, "cpu"):
+            raise UserError(f"device={options.device!r}: the simulator runs on the cpu; leave it out")
+
+    def prepare(
+        self,
+        case: Case,
+        *,
+        arg: str,
+        options: Options,
+        reference: Values | None,
+        workdir: Path,
+        progress: Progress,
+    ) -> Session:
+        """Export, compile, load; all of it is kept by content, so that a second run begins at once."""
+        from .levels import prepare_level
+
+        asked = self._asked(arg)
+        rows = plan_cache(case, masked=asked.masked, reference=reference is not None)
+        wiring = case.model.masked_wiring if rows.masked else case.model.wiring
+        if choose_segments(options.segments, wiring) != {s.name for s in wiring.segments}:
+            raise UserError(
+                f"segments={options.segments!r}: {self.name} runs all segments; compile some with "
+                "`parity compile --segments`"
+            )
+        level = prepare_level(case, asked, wiring, rows, options, reference, workdir / "cache", progress)
+        return assemble(case, wiring, level.executor, rows, _facts(case, asked, rows, level), reference)
+
+    def stages(self, arg: str) -> list[tuple[str, str]]:
+        """Arguments of the stages that lead to this candidate, and what makes each from the one before."""
+        asked = self._asked(arg)
+        if asked.path is not None or asked.level != "sim":
+            raise UserError(f"stages: {self.name}:{arg} is one stage itself; leave out its path and level")
+        more = f"{arg}+" if arg else ""
+        return [(f"{more}{level}", makes) for level, makes in STAGES]
+
+    def _asked(self, arg: str) -> Asked:
+        return parse_arg(self.name, arg, chip=self.chip, mode=self.mode)
+
+
+def _facts(case: Case, asked: Asked, rows: CachePlan, level: Level) -> Facts:
+    hidden = [tap for tap in case.model.taps if _computed(tap, case.model.wiring) and tap not in level.shown]
+    return Facts(
+        dtype=asked.computed_in,
+        layout="window" if case.scenario.policy.window else "static",
+        substitutions=level.substitutions,
+        unobserved=tuple(Unobserved(tap, level.why_hidden) for tap in hidden),
+        details={
+            **level.details,
+            "chip": asked.chip.name,
+            "mode": asked.mode.name,
+            "level": asked.level,
+            "masked": rows.masked,
+            "rows": rows.rows,
+        },
+        isolated_steps=isolated_steps(case),
+    )
+
+
+def _computed(tap: str, wiring: Wiring) -> bool:
+    return wiring.producer(tap) is not None
+
+
+def isolated_steps(case: Case) -> tuple[int, ...]:
+    """The first and the last decode step and some between."""
+    decodes = [step.index for step in plan(case.scenario) if step.kind == "decode"]
+    if len(decodes) <= ISOLATED_STEPS:
+        return tuple(decodes)
+    places = np.linspace(0, len(decodes) - 1, ISOLATED_STEPS).round().astype(int)
+    return tuple(decodes[place] for place in places)
+
+
+def cvi() -> ChipTarget:
+    """CV18xx: .cvimodel segments."""
+    return ChipTarget(
+        "cvi",
+        "real TPU-MLIR: .cvimodel on the CV18xx simulator; cvi:int8, cvi:tpu, cvi:DIR",
+        "cv181x",
+        "bf16",
+    )
+
+
+def bm1684x() -> ChipTarget:
+    """BM1684X: .bmodel segments; its simulator is some twenty times slower."""
+    return ChipTarget(
+        "bm1684x",
+        "real TPU-MLIR: .bmodel on the BM1684X simulator; bm1684x:int8, bm1684x:w4f16, bm1684x:FILE",
+        "bm1684x",
+        "f16",
+        steps=2,
+    )
