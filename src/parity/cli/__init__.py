@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import sys
 from importlib import import_module
@@ -20,6 +21,7 @@ COMMANDS = {
     "prefill": "fill a KV cache on the host and write it as files",
     "export": "write ONNX segments in the original folder layout",
     "train": "train a reference checkpoint",
+    "import": "read what a device wrote into a trace file",
     "toolchain": "install the compiler and the simulators of real chips",
     "doctor": "say what is installed and what each target needs",
 }
@@ -34,7 +36,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(f"parity.cli.{cmd_name}"), "command")  # noqa: B009
+        command = getattr(import_module(f"parity.cli.{_module(cmd_name)}"), "command")  # noqa: B009
         assert isinstance(command, click.Command)
         return command
 
@@ -50,6 +52,11 @@ class _Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _module(name: str) -> str:
+    """A command whose name is a word of Python's lives in a module with an underscore behind it."""
+    return name + "_" * keyword.iskeyword(name)
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
