@@ -80,9 +80,9 @@ def write_package(
     """Write a package into a folder that is new or empty; returns the folder.
 
     With `prefilled` the prompt's steps and the rotary rows are taken from it; else `rope_rows` of these are
-    shipped, for positions from 0 on. `forced` is a run whose tokens every step is fed; without one the board goes its own
-    way, but for the first token after a prefilled prompt, which nothing on the board predicts. UserError for
-    what a board cannot step.
+    shipped, for positions from 0 on. `forced` is a run whose tokens every step is fed; without one the board
+    goes its own way, but for the first token after a prefilled prompt, which nothing on the board predicts.
+    UserError for what a board cannot step.
     """
     _check(case, build, prefilled)
     steps = [_step(step, forced) for step in plan(case.scenario)]

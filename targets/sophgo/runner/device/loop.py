@@ -42,9 +42,9 @@ class Loop:
 
         With `whole_caches` a cache is shown as the segment is handed it, else its new row alone.
         """
+        self._refuse_holes()
         position = self.next_position
         values = {"rope": self._package.rope(position)}
-        self._refuse_holes()
         self.cache.advance(position)
         told = _Teller(see, position)
         told.input("rope", "c b t d", [2, 1, 1, len(values["rope"]) // 8], values["rope"], [[position]])

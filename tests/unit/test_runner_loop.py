@@ -1,0 +1,257 @@
+"""The device program's loop against the harness's own: the same segments, the same scenario, the same bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from parity.harness.case import Case
+from parity.harness.errors import UserError
+from parity.harness.progress import Silent
+from parity.harness.replay import replay
+from parity.harness.target import Facts
+from parity.harness.tracer.memory import MemoryRun
+from parity.harness.values import Values
+from parity.targets.dumps.core import ReadOptions
+from parity.targets.dumps.parity_dump import ParityReader
+from parity.targets.onnx.session import assemble, plan_cache
+from parity.targets.prefilled import collect
+from parity.targets.sophgo.runner.device.live import live_models
+from parity.targets.sophgo.runner.device.run import run
+from parity.targets.sophgo.runner.device.tensors import Failure
+from parity.targets.torch_segments import TorchExecutor
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+factory = _load("runner_factory")
+
+
+def host_run(case: Case, *, masked: bool, reference: Values | None = None) -> MemoryRun:
+    """What the harness's session over torch segments records, forced to the reference's tokens."""
+    rows = plan_cache(case, masked=masked, reference=reference is not None)
+    wiring = case.model.masked_wiring if rows.masked else case.model.wiring
+    modules = case.model.split(case.state, masked=rows.masked)
+    executor = TorchExecutor(modules, wiring, torch.float32)
+    session = assemble(case, wiring, executor, rows, Facts("float32", "static"), reference)
+    recorded = MemoryRun("host", provenance={"scenario": case.scenario.to_json()})
+    replay(session, case.scenario, sink=recorded, progress=Silent(), title="", reference=reference)
+    return recorded
+
+
+def values(case: Case, recorded: MemoryRun) -> Values:
+    return Values(recorded, derived={row.cache: row.source for row in case.model.wiring.caches})
+
+
+def dumped(folder: Path) -> dict[tuple[str, int, int], Any]:
+    """(tap, step, call) -> entry, as our reader reads the dump."""
+    contents = ParityReader().read(folder, ReadOptions())
+    assert contents.facts["complete"]
+    return {(entry.tap, entry.step, entry.call): entry for entry in contents.entries}
+
+
+def assert_same(case: Case, recorded: MemoryRun, found: dict[tuple[str, int, int], Any]) -> None:
+    """Every tensor that the loop sees is the harness's, bit for bit, at the same positions."""
+    wiring = case.model.wiring
+    seen = {"rope", *(row.cache for row in wiring.caches)}
+    seen |= {port.value for segment in wiring.segments for port in segment.outputs}
+    expected = {
+        (tap, record.step, record.call): record
+        for tap in recorded.taps
+        if tap in seen
+        for record in recorded.records(tap)
+    }
+    assert set(found) == set(expected)
+    for key, record in expected.items():
+        np.testing.assert_array_equal(found[key].load(), record.read(), err_msg=str(key))
+        assert found[key].axes == record.axes
+        assert np.array_equal(np.asarray(found[key].positions), np.asarray(record.positions)), key
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> Case:
+    """A prompt longer than its window, so that rows fall off while it decodes."""
+    return factory.make_case(prompt="The return value is the list.", cache="window(16)", steps=6)
+
+
+@pytest.fixture(scope="module")
+def reference(wrapped: Case) -> Values:
+    return values(wrapped, host_run(wrapped, masked=True))
+
+
+def test_a_masked_build_is_stepped_as_the_harness_steps_it(tmp_path, wrapped, reference):
+    package = factory.board_package(tmp_path / "p", wrapped, rows=16, wiring=wrapped.model.masked_wiring)
+    run(package, factory.torch_models(wrapped, 16), str(tmp_path / "d"), say=lambda _: None)
+    assert_same(wrapped, reference.run, dumped(tmp_path / "d"))
+
+
+def test_a_live_object_started_from_a_prefilled_cache_gives_the_harness_values(tmp_path, wrapped, reference):
+    recorded = host_run(wrapped, masked=False, reference=reference)
+    package = factory.board_package(
+        tmp_path / "p", wrapped, rows=16, prefilled=collect(wrapped, reference), forced=reference
+    )
+    board = factory.TorchBoard(wrapped)
+    models = live_models(board, package.wiring, package.facts["sizes"])
+    run(package, models, str(tmp_path / "d"), say=lambda _: None)
+    assert_same(wrapped, recorded, dumped(tmp_path / "d"))
+    assert board.calls == wrapped.scenario.steps * len(wrapped.model.wiring.segments)
+    fed = ParityReader().read(tmp_path / "d", ReadOptions()).fed
+    assert fed is not None
+    assert [fed[step].tolist() for step in range(7)] == [reference.tokens(s).tolist() for s in range(7)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scenario": "one", "steps": 5, "cache": "window(16)"},
+        {"scenario": "reset", "cache": "window(20)"},
+        {"prompt": "ab", "steps": 4, "cache": "full"},
+    ],
+    ids=["one-token", "resets", "full"],
+)
+def test_other_scenarios_are_stepped_as_the_harness_steps_them(tmp_path, options):
+    case = factory.make_case(**options)
+    rows = plan_cache(case, masked=True, reference=False).rows
+    package = factory.board_package(tmp_path / "p", case, rows=rows, wiring=case.model.masked_wiring)
+    run(package, factory.torch_models(case, rows), str(tmp_path / "d"), say=lambda _: None)
+    assert_same(case, host_run(case, masked=True), dumped(tmp_path / "d"))
+
+
+def test_what_a_live_object_traces_is_dumped_beside_it(tmp_path, wrapped, reference):
+    class Tracing(factory.TorchBoard):
+        def trace(self, trace_tensor: Any, executing: Any) -> None:
+            self.hooks = trace_tensor, executing
+
+        def call_segment(self, layer: int, *arrays: np.ndarray) -> Any:
+            trace_tensor, executing = self.hooks
+            with executing(f"seg{layer}"):
+                trace_tensor("ks", arrays[3])
+            return super().call_segment(layer, *arrays)
+
+    package = factory.board_package(
+        tmp_path / "p", wrapped, rows=16, prefilled=collect(wrapped, reference), forced=reference
+    )
+    models = live_models(Tracing(wrapped), package.wiring, package.facts["sizes"])
+    run(package, models, str(tmp_path / "d"), say=lambda _: None)
+    entries = list(ParityReader().read(tmp_path / "d", ReadOptions()).entries)
+    theirs = [entry for entry in entries if entry.name == "seg_0/seg0.ks"]
+    ours = [entry for entry in entries if entry.tap == "layer0.ks"]
+    assert len(theirs) == len(ours) == wrapped.scenario.steps
+    for one, other in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(one.load(), other.load())
+
+
+@pytest.mark.parametrize(
+    ("flaw", "sentence"),
+    [
+        ({"call_segment": lambda self, layer, *arrays: arrays[:2]}, "returned 2 arrays, not 4"),
+        ({"call_tail": lambda self, *arrays: np.zeros((1, 1, 7, 1))}, "shape \\[1, 1, 7, 1\\]"),
+        ({"call_head": None}, "has no call_head"),
+    ],
+)
+def test_a_live_object_that_answers_wrongly_is_told_so(tmp_path, wrapped, reference, flaw, sentence):
+    board = type("Wrong", (factory.TorchBoard,), flaw)(wrapped)
+    package = factory.board_package(
+        tmp_path / "p", wrapped, rows=16, prefilled=collect(wrapped, reference), forced=reference
+    )
+    with pytest.raises(Failure, match=sentence):
+        run(
+            package,
+            live_models(board, package.wiring, package.facts["sizes"]),
+            str(tmp_path / "d"),
+            say=lambda _: None,
+        )
+
+
+def test_rows_that_hold_nothing_are_never_attended_to(tmp_path, wrapped, reference):
+    """The original's softmax ran over uninitialised rows: here that is an error before anything runs."""
+    with pytest.raises(UserError, match="prefill a prompt of at least 15 tokens"):
+        factory.board_package(tmp_path / "p", wrapped, rows=16, forced=reference)
+    package = factory.board_package(
+        tmp_path / "q", wrapped, rows=16, prefilled=collect(wrapped, reference), forced=reference
+    )
+    package.facts["prefilled"] = None
+    board = factory.TorchBoard(wrapped)
+    with pytest.raises(Failure, match="only 1 of the 16 cache rows would be filled"):
+        factory.board_loop(package, board).step(5)
+    assert board.calls == 0
+
+
+def test_a_scenario_that_does_not_fit_a_full_cache_says_what_to_do(tmp_path):
+    case = factory.make_case(prompt="abcdef", steps=1, cache="full")
+    package = factory.board_package(tmp_path / "p", case, rows=4, wiring=case.model.masked_wiring)
+    with pytest.raises(Failure, match="position 4 does not fit into the 4 rows"):
+        run(package, factory.torch_models(case, 4), str(tmp_path / "d"), say=lambda _: None)
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert manifest["complete"] is False
+    assert manifest["steps"] == []
+
+
+def test_a_second_dump_into_the_same_folder_is_refused(tmp_path, wrapped):
+    package = factory.board_package(tmp_path / "p", wrapped, rows=16, wiring=wrapped.model.masked_wiring)
+    models = factory.torch_models(wrapped, 16)
+    run(package, models, str(tmp_path / "d"), say=lambda _: None)
+    before = (tmp_path / "d" / "manifest.json").read_bytes()
+    with pytest.raises(Failure, match="is not empty; two dumps in one folder"):
+        run(package, models, str(tmp_path / "d"), say=lambda _: None)
+    assert (tmp_path / "d" / "manifest.json").read_bytes() == before
+
+
+def test_an_interrupted_dump_keeps_its_steps_and_says_that_it_is_not_complete(tmp_path, wrapped):
+    package = factory.board_package(tmp_path / "p", wrapped, rows=16, wiring=wrapped.model.masked_wiring)
+
+    def stop(line: str) -> None:
+        if line.startswith("step 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(package, factory.torch_models(wrapped, 16), str(tmp_path / "d"), say=stop)
+    contents = ParityReader().read(tmp_path / "d", ReadOptions())
+    assert contents.facts["complete"] is False
+    assert {entry.step for entry in contents.entries} == {0, 1, 2}
+
+
+def test_a_package_is_checked_when_it_is_written(tmp_path, wrapped):
+    masked = {"rows": 16, "wiring": wrapped.model.masked_wiring}
+    factory.board_package(tmp_path / "p", wrapped, **masked)
+    with pytest.raises(UserError, match="is not an empty folder"):
+        factory.board_package(tmp_path / "p", wrapped, **masked)
+    with pytest.raises(UserError, match="without a mask all 20 rows are attended to; use window\\(20\\)"):
+        factory.board_package(tmp_path / "q", wrapped, rows=20)
+    batch = factory.make_case(prompt="ab", batch=2, steps=1)
+    with pytest.raises(UserError, match="batch=2: a board steps one sequence"):
+        factory.board_package(tmp_path / "q", batch, rows=63, wiring=batch.model.masked_wiring)
+    assert not (tmp_path / "q").exists()
+
+
+def test_the_first_token_after_a_prefilled_prompt_must_be_given(tmp_path, wrapped, reference):
+    with pytest.raises(UserError, match="nothing on the board predicts the first token"):
+        factory.board_package(tmp_path / "p", wrapped, rows=16, prefilled=collect(wrapped, reference))
+
+
+def test_rotary_rows_that_are_not_shipped_are_missed_by_name(tmp_path, wrapped):
+    package = factory.board_package(
+        tmp_path / "p", wrapped, rows=16, wiring=wrapped.model.masked_wiring, rope_rows=12
+    )
+    with pytest.raises(Failure, match=r"positions 0..11 are shipped, but position 12"):
+        run(package, factory.torch_models(wrapped, 16), str(tmp_path / "d"), say=lambda _: None)
+
+
+def test_a_package_reaches_nothing_outside_of_it(tmp_path, wrapped):
+    package = factory.board_package(tmp_path / "p", wrapped, rows=16, wiring=wrapped.model.masked_wiring)
+    for name in ("../x.npy", "/etc/passwd", "models/../../x"):
+        with pytest.raises(Failure, match="lies outside"):
+            package.path(name)
