@@ -12,7 +12,7 @@ import pytest
 from parity.cli import main
 from parity.harness.errors import UserError
 from parity.harness.progress import Silent
-from parity.targets.sophgo.toolchain import Toolchain, board, install, installed, why_missing
+from parity.targets.sophgo.toolchain import Toolchain, board, install, installed, packages, why_missing
 from parity.targets.sophgo.toolchain.adopt import adopt, find_package
 from parity.targets.sophgo.toolchain.choice import choice_file, folder, to_facts, write_choice
 from parity.targets.sophgo.toolchain.probe import text_version
@@ -46,6 +46,7 @@ def compiler(package: Path, body: str = "exit 0") -> Path:
     """A folder with a tpuc-opt that does what `body` says."""
     path = package / "bin" / "tpuc-opt"
     path.parent.mkdir(parents=True)
+    (package / "python").mkdir()
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return package
@@ -128,7 +129,7 @@ def test_what_was_downloaded_needs_no_space_again(monkeypatch, cache):
     assert install.space_problem(downloads=False) is None
     (cache / "wheels").mkdir(parents=True)
     with (cache / "wheels" / "tpu_mlir.whl").open("wb") as file:
-        file.truncate(install.COMPILER_BYTES + install.OTHERS_BYTES)
+        file.truncate(packages.COMPILER_BYTES + packages.OTHERS_BYTES)
     assert install.space_problem(downloads=True) is None
 
 
@@ -175,6 +176,13 @@ def test_a_folder_of_wheels_that_lacks_the_compiler_is_refused(tmp_path, held, w
 def test_the_package_is_found_below_what_a_person_names(tmp_path, below):
     package = compiler(tmp_path / "named" / below)
     assert find_package(tmp_path / "named") == package
+
+
+def test_the_scripts_of_an_environment_are_not_taken_for_the_package(tmp_path):
+    compiler(tmp_path / "lib" / "python3.10" / "site-packages" / "tpu_mlir")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tpuc-opt").touch()
+    assert find_package(tmp_path).name == "tpu_mlir"
 
 
 def test_a_path_that_is_no_toolchain_says_what_was_looked_for(tmp_path, parity):

@@ -36,6 +36,9 @@ def command() -> None:
 @click.option("--wheels", type=PATH, metavar="DIR", help="Folder of wheels; no registry is asked.")
 @click.option("--index", metavar="URL", help="Registry to fetch from.  [what pip is configured for]")
 @click.option("--version", metavar="X.Y.Z", help="Another version than the one that is tried and tested.")
+@click.option(
+    "--without-converter", is_flag=True, help="Only what needs no Python 3.10: run what is compiled."
+)
 @click.option("--force", is_flag=True, help="Make it anew though it is there.")
 @click.pass_context
 def install(ctx: click.Context, /, name: str, **values: Any) -> None:
@@ -60,7 +63,11 @@ def install(ctx: click.Context, /, name: str, **values: Any) -> None:
         click.echo("\ninterrupted; the same command takes it up again", err=True)
         ctx.exit(130)
     click.echo(f"{name} {toolchain.version}: {toolchain.root}")
-    if not _passed_before(toolchain):
+    if toolchain.python is None:
+        click.echo(
+            "no self-test: without a Python 3.10 it converts no ONNX; what was compiled elsewhere runs"
+        )
+    elif not _passed_before(toolchain):
         _test(ctx, toolchain)
 
 
@@ -83,7 +90,8 @@ def use(ctx: click.Context, /, path: Path, python: str | None) -> None:
 
     toolchain = adopt(path, ConsoleProgress(), python=python)
     click.echo(f"tpu-mlir {toolchain.version}: {toolchain.package}")
-    _test(ctx, toolchain)
+    if toolchain.python is not None:
+        _test(ctx, toolchain)
 
 
 @command.command("selftest")

@@ -40,10 +40,13 @@ def adopt(path: Path, progress: Progress, *, python: str | None = None) -> Toolc
 
 
 def find_package(path: Path) -> Path:
-    """The folder with bin/tpuc-opt at or below `path`. UserError says where it was looked for."""
+    """The folder with bin/tpuc-opt and lib/ at or below `path`. UserError says where it was looked for.
+
+    An environment has a bin/tpuc-opt too, a script; its package lies deeper.
+    """
     for below in _BELOW:
         for package in sorted(path.glob(below)) if below else [path]:
-            if (package / "bin" / "tpuc-opt").is_file():
+            if (package / "bin" / "tpuc-opt").is_file() and (package / "python").is_dir():
                 return package
     if not path.is_dir():
         raise UserError(f"path={str(path)!r}: is not a folder")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,30 +11,32 @@ from pathlib import Path
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 
-from .children import run_logged
 from .choice import failure_file, folder, from_facts, read_facts, to_facts, write_choice, write_facts
 from .hostlibs import host
 from .interpreter import find_python
 from .lock import locked
-from .packages import COMPILER_BYTES, INSTALLED_BYTES, OTHERS_BYTES, VERSION, requirements, size_of
+from .packages import INSTALLED_BYTES, UNPACKED_BYTES, VENV_BYTES, VERSION, requirements, size_of
 from .probe import probe
+from .stages import Stages
 from .toolchain import Toolchain
+from .wheels import FLAGS, bytes_to_fetch, fetch, fetched, find, given
 
 #: Written last into an environment's folder; one without it was left by a kill.
 MARKER = "installed.json"
-#: What a Python or a pip of the caller must not pass on to the one that installs.
-_DROPPED = ("PYTHON", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "VIRTUAL_ENV", "LD_", "CONDA_")
-_MEGA = 1_000_000
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to install, and from where: `wheels` a folder, `index` a registry's URL, else what pip is told."""
+    """What to install, and from where: `wheels` a folder, `index` a registry's URL, else what pip is told.
+
+    `without_converter`: no Python 3.10 is looked for; what was compiled elsewhere can be simulated.
+    """
 
     python: str | None = None
     wheels: Path | None = None
     index: str | None = None
     version: str = VERSION
+    without_converter: bool = False
     force: bool = False
 
 
@@ -55,68 +57,53 @@ def install(request: Request, progress: Progress) -> Toolchain:
     """
     with locked(progress.say) as lock:
         root = root_of(request.version)
-        if (root / MARKER).is_file() and not request.force:
-            progress.say(f"{root}: is there already; --force makes it anew")
-        else:
-            _make_or_say(request, root, _Children(lock, progress))
         facts = read_facts(root / MARKER)
-        assert facts is not None
+        if facts is None or request.force or not (facts["python"] or request.without_converter):
+            facts = _make_or_say(request, root, Stages(lock, progress))
+        else:
+            progress.say(f"{root}: is there already; --force makes it anew")
         write_choice(facts)
         return from_facts(facts)
 
 
-def _make_or_say(request: Request, root: Path, children: _Children) -> None:
+def _make_or_say(request: Request, root: Path, stages: Stages) -> dict[str, object]:
     """Make it; the reason of a failure is kept for whoever asks later why there is none."""
     try:
-        _make(request, root, children)
+        facts = _make(request, root, stages)
     except UserError as error:
         with suppress(OSError):
             failure_file().write_text(str(error), encoding="utf-8")
         raise
     failure_file().unlink(missing_ok=True)
+    return facts
 
 
-def _make(request: Request, root: Path, children: _Children) -> None:
+def _make(request: Request, root: Path, stages: Stages) -> dict[str, object]:
     if problems := host().problems():
         raise UserError("; ".join(problems))
-    python, _ = find_python(request.python)
-    wheels = _check_wheels(request)
-    _clear(root, children.progress)
+    python = None if request.without_converter else find_python(request.python)[0]
+    wheels = given(request.wheels, request.version) if request.wheels else None
+    _clear(root, stages.progress)
     if problem := space_problem(downloads=wheels is None):
         raise UserError(problem)
-    _environment(python, root, children)
-    if wheels is None:
-        wheels = folder() / "wheels"
-        _download(request, root, wheels, children)
-    _fill(request, root, wheels, children)
-    write_facts(root / MARKER, _examined(root, python))
-    shutil.rmtree(folder() / "wheels", ignore_errors=True)
-
-
-def _check_wheels(request: Request) -> Path | None:
-    """The folder of wheels, if one was named and holds the compiler."""
-    if request.wheels is None:
-        return None
-    wheels = request.wheels.expanduser().absolute()
-    if not wheels.is_dir():
-        raise UserError(f"wheels={str(request.wheels)!r}: is not a folder")
-    held = sorted(path.name for path in wheels.glob("tpu_mlir-*.whl"))
-    if not any(name.startswith(f"tpu_mlir-{request.version}-") for name in held):
-        raise UserError(
-            f"wheels={str(request.wheels)!r}: holds {', '.join(held) or 'no tpu_mlir wheel'}, "
-            f"but version {request.version} is wanted; --version names another"
-        )
-    return wheels
+    own = _environment(python, root, stages) if python else None
+    wanted = requirements(request.version)
+    wheels = wheels or fetch(own, wanted if own else wanted[:1], request.index, stages)
+    _fill(own, root, wheels, wanted, stages)
+    facts = {**_examined(root, own), "made_by": str(python) if python else None}
+    write_facts(root / MARKER, facts)
+    for left in (fetched(), folder() / "tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    return facts
 
 
 def _clear(root: Path, progress: Progress) -> None:
     """Remove what a kill left, or what is to be made anew; the marker goes first."""
     for path in {root, *half_made()}:
         if path.exists():
-            word = (
-                "made anew" if (path / MARKER).is_file() else "was left half-made by an interrupted install"
-            )
-            progress.say(f"{path}: {word}; removed")
+            whole = (path / MARKER).is_file()
+            reason = "is made anew" if whole else "was left half-made by an interrupted install; removed"
+            progress.say(f"{path}: {reason}")
             (path / MARKER).unlink(missing_ok=True)
             shutil.rmtree(path)
 
@@ -124,8 +111,7 @@ def _clear(root: Path, progress: Progress) -> None:
 def space_problem(*, downloads: bool) -> str | None:
     """One sentence where the cache's disk has no room for an install; what was downloaded already counts."""
     nearest = next(path for path in (folder(), *folder().parents) if path.exists())
-    there = size_of(folder() / "wheels")
-    needed = INSTALLED_BYTES + (max(COMPILER_BYTES + OTHERS_BYTES - there, 0) if downloads else 0)
+    needed = INSTALLED_BYTES + (bytes_to_fetch() if downloads else 0)
     free = shutil.disk_usage(nearest).free
     if free >= needed:
         return None
@@ -135,97 +121,37 @@ def space_problem(*, downloads: bool) -> str | None:
     )
 
 
-class _Children:
-    """Runs one stage after another as children that hold the lock, with a bar of megabytes."""
-
-    def __init__(self, lock: int, progress: Progress) -> None:
-        self._lock, self.progress = lock, progress
-        self.log = folder() / "install.log"
-        self.log.unlink(missing_ok=True)
-
-    def run(self, title: str, argv: list[str | Path], watched: tuple[Path, ...], expected: int) -> None:
-        """UserError with pip's own reason for any status but 0."""
-        begin, total = _sizes(watched), max(expected // _MEGA, 1)
-        shown = 0
-        with self.progress.stage(title, total) as bar:
-
-            def advance(to: int) -> None:
-                nonlocal shown
-                bar.advance(max(to - shown, 0))
-                shown = max(to, shown)
-
-            status = run_logged(
-                argv, env=_environment_of_pip(), log=self.log, keep=(self._lock,),
-                tick=lambda: advance(min((_sizes(watched) - begin) // _MEGA, total - 1)),
-            )  # fmt: skip
-            if status:
-                raise UserError(
-                    f"toolchain=tpu-mlir: {title} failed: {_last_words(self.log)}; log: {self.log}"
-                )
-            advance(total)
+def _environment(python: Path, root: Path, stages: Stages) -> Path:
+    argv = [str(python), "-I", "-m", "venv", str(root)]
+    stages.run(f"environment of {python}", argv, watched=(root,), expected=VENV_BYTES)
+    return root / "bin" / "python"
 
 
-def _sizes(folders: tuple[Path, ...]) -> int:
-    return sum(map(size_of, folders))
+def _site(root: Path) -> Path:
+    return root / "lib" / "python3.10" / "site-packages"
 
 
-def _environment_of_pip() -> dict[str, str]:
-    """The caller's, since pip's registry and proxies may be told there; temporary files lie in the cache."""
-    temporary = folder() / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
-    return {**kept, "TMPDIR": str(temporary), "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+def _fill(own: Path | None, root: Path, wheels: Path, wanted: list[str], stages: Stages) -> None:
+    """By pip into the environment; without one the compiler's wheel is unpacked as the archive that it is."""
+    compiler = find(wheels, wanted[0])
+    assert compiler is not None
+    if own:
+        source = ("--no-index", "--find-links", str(wheels))
+        argv = [str(own), "-I", "-m", "pip", "install", *FLAGS, *source, *wanted]
+        stages.run(f"unpacking of {wanted[0]}", argv, watched=(root,), expected=INSTALLED_BYTES)
+        return
+    argv = [sys.executable, "-I", "-m", "zipfile", "-e", str(compiler), str(_site(root))]
+    stages.run(f"unpacking of {wanted[0]}", argv, watched=(root,), expected=UNPACKED_BYTES)
+    for path in (_site(root) / "tpu_mlir").glob("**/bin/*"):
+        path.chmod(path.stat().st_mode | 0o111)
 
 
-def _last_words(log: Path) -> str:
-    """What pip called an error, or the last line."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return "; ".join(errors[-2:]) or next((line for line in reversed(lines) if line), "no reason was given")
-
-
-def _environment(python: Path, root: Path, children: _Children) -> None:
-    children.run(f"environment of {python}", [python, "-I", "-m", "venv", root], (root,), 25 * _MEGA)
-
-
-def _pip(root: Path, word: str) -> list[str | Path]:
-    flags = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--progress-bar=off"]
-    return [root / "bin" / "python", "-I", "-m", "pip", word, *flags]
-
-
-def _download(request: Request, root: Path, wheels: Path, children: _Children) -> None:
-    """Into a folder that outlives a kill, so that what has come is not fetched again.
-
-    One pip for the compiler and one for the rest: pip lets go of its files only when it has all of them.
-    """
-    wheels.mkdir(parents=True, exist_ok=True)
-    compiler, *others = requirements(request.version)
-    index = ["--index-url", request.index] if request.index else []
-    argv = [*_pip(root, "download"), *index, "-d", wheels]
-    watched = (wheels, folder() / "tmp")
-    children.run(f"download of {compiler}", [*argv, compiler], watched, COMPILER_BYTES)
-    children.run(f"download of {len(others)} packages", [*argv, *others], watched, OTHERS_BYTES)
-
-
-def _fill(request: Request, root: Path, wheels: Path, children: _Children) -> None:
-    argv = [*_pip(root, "install"), "--no-index", "--find-links", wheels, *requirements(request.version)]
-    children.run(f"unpacking of tpu_mlir {request.version}", argv, (root,), INSTALLED_BYTES)
-    shutil.rmtree(folder() / "tmp", ignore_errors=True)
-
-
-def _examined(root: Path, python: Path) -> dict[str, object]:
+def _examined(root: Path, own: Path | None) -> dict[str, object]:
     """The facts of a new environment; UserError if its compiler or bindings do not start."""
-    own = root / "bin" / "python"
-    package = root / "lib" / "python3.10" / "site-packages" / "tpu_mlir"
-    found = probe(Toolchain(root, package, own, "", adopted=False))
-    for what, reason in (("tpuc-opt", found.compiler), ("the bindings", found.bindings)):
+    toolchain = Toolchain(root, _site(root) / "tpu_mlir", own, "", adopted=False)
+    found = probe(toolchain)
+    for what, reason in (("tpuc-opt", found.compiler), ("the bindings", found.bindings if own else None)):
         if reason:
             raise UserError(f"toolchain={str(root)!r}: was unpacked, but {what} does not start: {reason}")
-    toolchain = Toolchain(root, package, own, found.version, adopted=False)
-    return {
-        **to_facts(toolchain),
-        "made_by": str(python),
-        "bytes": size_of(root),
-        "probe": asdict(found),
-        "selftest": None,
-    }
+    facts = to_facts(Toolchain(root, toolchain.package, own, found.version, adopted=False))
+    return {**facts, "bytes": size_of(root), "probe": asdict(found), "selftest": None}

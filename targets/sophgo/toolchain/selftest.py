@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.harness.errors import ParityError
+from parity.harness.errors import ParityError, UserError
 from parity.harness.progress import Progress, Silent
 
 from .choice import choice_file, read_facts, write_facts
@@ -38,8 +38,14 @@ class ChipTest:
 def selftest(toolchain: Toolchain, progress: Progress) -> dict[str, Any]:
     """Compile and simulate on each chip of MODES, and keep the result beside the choice.
 
-    Returns {"passed", "when", "version", "chips": {chip: ChipTest as a dict}}.
+    Returns {"passed", "when", "version", "chips": {chip: ChipTest as a dict}}. UserError for a toolchain that
+    converts no ONNX: the test begins with that.
     """
+    if toolchain.python is None:
+        raise UserError(
+            "self-test: cannot be run: it begins with converting ONNX, and no Python 3.10 goes with "
+            f"{str(toolchain.root)!r}; `parity toolchain use {toolchain.root} --python PATH` names one"
+        )
     chips = {}
     with progress.stage("self-test", len(MODES)) as bar:
         for chip, mode in MODES.items():
