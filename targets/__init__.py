@@ -8,6 +8,7 @@ TARGETS: dict[str, str] = {
     "onnx": "parity.targets.onnx:OnnxTarget",
     "prefilled": "parity.targets.prefilled:PrefilledTarget",
     "module": "parity.targets.module:ModuleTarget",
+    "dump": "parity.targets.dump:DumpTarget",
     "cvi": "parity.targets.sophgo.target:cvi",
     "bm1684x": "parity.targets.sophgo.target:bm1684x",
 }

@@ -99,7 +99,7 @@ def _refuse_strange(player: Player, path: Path) -> None:
     matching = player.summary.matching
     if not matching.rules:
         names = ", ".join(list(matching.unmatched)[:LISTED]) or "nothing"
-        taps = ", ".join(matching.absent[:LISTED])
+        taps = ", ".join(player.summary.absent[:LISTED])
         raise UserError(
             f"dump:{path}: holds {names} ..., none of which is a tap of this case ({taps} ...); it is of "
             "another model, or its names need a --map file"
@@ -212,8 +212,7 @@ def last_rows(logits: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
     if (
         logits.ndim not in (2, 3)
         or logits.shape[0] != batch
-        or (logits.ndim == 3
-        and logits.shape[1] not in (1, width))
+        or (logits.ndim == 3 and logits.shape[1] not in (1, width))
     ):
         return None
     if logits.ndim == 3:

@@ -287,7 +287,7 @@ def _imported(
         summary.dtypes,
         matching.rules,
         tuple(matching.unmatched),
-        tuple(matching.absent),
+        tuple(summary.absent),
         matching.known is not None,
         complete,
         tuple(notes),

@@ -103,11 +103,6 @@ class Matching:
         else:
             self.unmatched[name] = self.unmatched.get(name, 0) + 1
 
-    @property
-    def absent(self) -> list[str]:
-        """Taps of the reference that the dump does not hold."""
-        return [] if self.known is None else [tap for tap in self.known if tap not in self.taps]
-
 
 def unpadded(entry: Dumped, array: np.ndarray, wanted: tuple[int, ...] | None) -> tuple[np.ndarray, str]:
     """Undo the four dimensions of a CVI tensor where the reference's shape says what they were; the rule."""

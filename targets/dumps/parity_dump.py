@@ -61,7 +61,7 @@ class ParityReader:
         return Contents(
             self.kind,
             {
-                **facts_of(manifest.content, "chip", "models", "arithmetic", "scenario"),
+                **facts_of(manifest.content, "chip", "models", "arithmetic", "scenario", "provenance"),
                 "versions": manifest.take("runtime", dict, {}),
                 "complete": complete,
             },

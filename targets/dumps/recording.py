@@ -51,6 +51,11 @@ class Summary:
     transformed: int = 0
 
     @property
+    def absent(self) -> list[str]:
+        """Taps of the reference that the dump does not hold."""
+        return [tap for tap in self.matching.known or () if tap not in self.places]
+
+    @property
     def steps(self) -> set[int]:
         """Steps of which there is something."""
         return set().union(*self.places.values()) if self.places else set()

@@ -107,10 +107,10 @@ def _show(found: Imported) -> None:
     for rule, count in found.rules.items():
         click.echo(f"  {count} {rule}")
     if found.known:
-        _list("names of the dump without a tap", found.unmatched)
-        _list("taps that are not in the dump", found.absent)
+        _list("of the dump's names have no tap", found.unmatched)
+        _list("of the reference's taps are not in the dump", found.absent)
     else:
-        _list("names, held against nothing (say --against or --model)", found.unmatched)
+        _list("of the dump's names are held against nothing (say --against or --model)", found.unmatched)
     for note in found.notes:
         click.echo(f"note: {note}")
 
