@@ -123,6 +123,8 @@ def wait_for(true: Callable[[], object], child: subprocess.Popen[str]) -> None:
 @pytest.fixture
 def cache(tmp_path, monkeypatch, toolchain) -> Iterator[Path]:
     """An empty cache; removed afterwards, as pytest would keep gigabytes."""
+    if toolchain.adopted:
+        pytest.skip("the toolchain was adopted: nothing says that one can be fetched here")
     monkeypatch.setenv("PARITY_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "toolchains"
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
@@ -156,6 +158,7 @@ def test_an_install_that_is_killed_in_each_stage_is_taken_up_and_ends_well(cache
     kill_when((root / "bin" / "python").exists, signal.SIGKILL)
     assert json.loads(cli("toolchain", "status", "--json").stdout)["half_made"] == [str(root)]
     kill_when(compiler.exists, signal.SIGINT)
+    assert not root.exists()
     same = compiler.stat().st_ino
     (tmp_path / "wheels").mkdir()
     os.link(compiler, tmp_path / "wheels" / compiler.name)

@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from parity.cli import COMMANDS, cli
 from parity.cli.run import command as run_command
-from parity.cli.trace import command as trace_command
 
 RUN_OPTIONS = {
     "--ref", "--cand",
@@ -28,7 +27,14 @@ def options_of(command: click.Command) -> set[str]:
 
 
 def subcommands() -> list[tuple[str, ...]]:
-    return [(name,) for name in COMMANDS] + [("trace", name) for name in trace_command.commands]
+    groups = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    inner = [
+        (name, sub)
+        for name, group in groups.items()
+        if isinstance(group, click.Group)
+        for sub in group.commands
+    ]
+    return [(name,) for name in COMMANDS] + inner
 
 
 def test_the_options_of_a_run_are_frozen():

@@ -17,6 +17,7 @@ from parity.targets.sophgo.toolchain.adopt import adopt, find_package
 from parity.targets.sophgo.toolchain.choice import choice_file, folder, to_facts, write_choice
 from parity.targets.sophgo.toolchain.probe import text_version
 from parity.targets.sophgo.toolchain.remove import removable, remove
+from parity.targets.sophgo.toolchain.stages import last_words
 from parity.targets.sophgo.toolchain.status import status
 
 ROOM = Path(__file__).resolve().parents[2] / "targets" / "sophgo"
@@ -168,6 +169,48 @@ def test_a_folder_of_wheels_that_lacks_the_compiler_is_refused(tmp_path, held, w
             (wheels / name).touch()
     with pytest.raises(UserError, match=words):
         install.install(install.Request(wheels=wheels), Silent())
+
+
+@pytest.mark.usefixtures("without_python")
+def test_an_install_that_fails_leaves_no_half(cache):
+    with pytest.raises(UserError, match="failed"):
+        install.install(install.Request(), Silent())
+    assert {path.name for path in cache.iterdir()} <= {
+        "tpu-mlir.failed",
+        "tpu-mlir.lock",
+        "install.log",
+        "tmp",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "Collecting x\nERROR: No matching distribution found for x\n",
+            "No matching distribution found for x",
+        ),
+        (
+            "WARNING: Retrying after connection broken by 'NewConnectionError('<x>: Failed to establish "
+            "a connection: [Errno 111] Connection refused')': /simple/x/\nERROR: No matching distribution\n",
+            "the registry does not answer (Connection refused); No matching distribution",
+        ),
+        (
+            "WARNING: connection broken by 'ReadTimeoutError(\"Read timed out.\")'\nERROR: gone\n",
+            "the registry does not answer (timed out); gone",
+        ),
+        (
+            "something\nOSError: [Errno 28] No space left on device\n\n",
+            "OSError: [Errno 28] No space left on device",
+        ),
+        ("", "no reason was given"),
+    ],
+    ids=["pip", "refused", "timeout", "other", "empty"],
+)
+def test_the_reason_is_found_in_what_pip_said(tmp_path, text, words):
+    log = tmp_path / "log"
+    log.write_text(text)
+    assert last_words(log) == words
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,13 @@ def _toolchain(found: dict[str, Any]) -> Iterator[Advice]:
     python = f"Python {facts['python_version']}" if facts["python"] else "no Python 3.10"
     yield Advice("tpu-mlir", f"{facts['version']}, {python}, {facts['root']}")
     if not facts["python"]:
+        mend = f"use {facts['root']} --python PATH" if facts["adopted"] else "install tpu-mlir"
         what = "without a Python 3.10 for it no ONNX is converted; what was compiled elsewhere runs"
-        yield Advice("tpu-mlir python", f"{what}. `parity toolchain use {facts['root']} --python PATH`", True)
+        yield Advice("tpu-mlir python", f"{what}. `parity toolchain {mend}`", missing=True)
     if absent := [chip for chip, reason in facts["probe"]["chips"].items() if reason]:
         yield Advice("tpu-mlir chips", f"cannot simulate {', '.join(absent)}")
-    yield _selftest(facts["selftest"])
+    if facts["python"]:
+        yield _selftest(facts["selftest"])
 
 
 def _selftest(result: dict[str, Any] | None) -> Advice:

@@ -67,12 +67,18 @@ def install(request: Request, progress: Progress) -> Toolchain:
 
 
 def _make_or_say(request: Request, root: Path, stages: Stages) -> dict[str, object]:
-    """Make it; the reason of a failure is kept for whoever asks later why there is none."""
+    """Make it; the reason of a failure is kept for whoever asks later why there is none.
+
+    Half an environment is removed, downloads stay.
+    """
     try:
         facts = _make(request, root, stages)
-    except UserError as error:
-        with suppress(OSError):
-            failure_file().write_text(str(error), encoding="utf-8")
+    except BaseException as error:
+        if not (root / MARKER).is_file():
+            shutil.rmtree(root, ignore_errors=True)
+        if isinstance(error, UserError):
+            with suppress(OSError):
+                failure_file().write_text(str(error), encoding="utf-8")
         raise
     failure_file().unlink(missing_ok=True)
     return facts

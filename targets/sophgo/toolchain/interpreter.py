@@ -16,7 +16,8 @@ WANTED = (3, 10)
 VARIABLE = "PARITY_PYTHON310"
 REMEDY = (
     "Install one (`apt install python3.10-venv`, `pyenv install 3.10`, `uv python install 3.10` or "
-    f"`conda create -n p310 python=3.10`), then name it: --python PATH, or {VARIABLE}=PATH"
+    f"`conda create -n p310 python=3.10`), then name it: --python PATH, or {VARIABLE}=PATH. "
+    "Without one, `parity toolchain install tpu-mlir --without-converter` runs what was compiled elsewhere"
 )
 #: Where version managers put it, relative to a folder that a variable may name.
 _MANAGED = (

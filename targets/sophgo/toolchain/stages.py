@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from .packages import size_of
 #: What a Python or a pip of the caller must not pass on to the one that installs.
 _DROPPED = ("PYTHON", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "VIRTUAL_ENV", "LD_", "CONDA_")
 _MEGA = 1_000_000
+_BROKEN = re.compile(r"(?<=\] )[^'\[\]()]+|timed out|certificate verify failed")
 
 
 class Stages:
@@ -55,7 +57,7 @@ class Stages:
             )  # fmt: skip
             if status:
                 raise UserError(
-                    f"toolchain=tpu-mlir: {title} failed: {_last_words(self.log)}; log: {self.log}"
+                    f"toolchain=tpu-mlir: {title} failed: {last_words(self.log)}; log: {self.log}"
                 )
             advance(total)
 
@@ -75,8 +77,14 @@ def _environment() -> dict[str, str]:
     return {**kept, "TMPDIR": str(_temporary()), "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
-def _last_words(log: Path) -> str:
-    """What pip called an error, or the last line."""
+def last_words(log: Path) -> str:
+    """What pip called an error, or the last line.
+
+    A registry that does not answer is for pip one that has nothing; why it did not is in a warning before.
+    """
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return "; ".join(errors[-2:]) or next((line for line in reversed(lines) if line), "no reason was given")
+    broken = [_BROKEN.search(line) for line in lines if "connection broken by" in line]
+    reasons = [f"the registry does not answer ({found[0]})" for found in broken if found][-1:]
+    said = "; ".join([*reasons, *errors[-2:]])
+    return said or next((line for line in reversed(lines) if line), "no reason was given")
