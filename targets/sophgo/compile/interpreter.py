@@ -1,0 +1,98 @@
+"""The toolchain's interpreter of a Top or TPU graph: every tensor of it, without a chip."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from parity.harness.errors import CandidateError
+
+from . import process
+
+if TYPE_CHECKING:
+    from ..toolchain import Toolchain
+
+
+class Interpreter:
+    """One child process per graph. `top` graphs compute in float32, `tpu` graphs as the chip should.
+
+    Use as a context manager, or `close()` it. What the child prints goes to `interpreter.log` in `workdir`.
+    """
+
+    def __init__(self, toolchain: Toolchain, mlir: Path, workdir: Path) -> None:
+        """Load `mlir`, whose weights lie beside it; CandidateError if it cannot be loaded."""
+        self._mlir = mlir
+        self._log = workdir / "interpreter.log"
+        workdir.mkdir(parents=True, exist_ok=True)
+        reading, writing = os.pipe()
+        with self._log.open("ab") as log:
+            self._child = subprocess.Popen(
+                process.worker(toolchain, "interpret", mlir.name, str(writing)),
+                env=process.worker_environment(toolchain, workdir),
+                cwd=mlir.parent,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(writing,),
+                start_new_session=True,
+            )
+        os.close(writing)
+        self._answers = os.fdopen(reading, "rb")
+        self._receive()
+
+    def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """MLIR tensor name -> float32, for all tensors, given the graph's inputs by name."""
+        assert self._child.stdin is not None
+        try:
+            _send(self._child.stdin, inputs)
+        except BrokenPipeError:
+            raise self._gone() from None
+        return self._receive()
+
+    def close(self) -> None:
+        """End the child."""
+        process.kill(self._child)
+        self._answers.close()
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+
+    def __enter__(self) -> Interpreter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _receive(self) -> dict[str, np.ndarray]:
+        head = self._answers.read(8)
+        body = self._answers.read(int.from_bytes(head, "little")) if len(head) == 8 else b""
+        if len(head) < 8 or len(body) < int.from_bytes(head, "little"):
+            raise self._gone()
+        with np.load(io.BytesIO(body), allow_pickle=False) as data:
+            names = json.loads(data["names"].tobytes())
+            return {name: data[str(at)] for at, name in enumerate(names)}
+
+    def _gone(self) -> CandidateError:
+        self.close()
+        return CandidateError(
+            f"{self._mlir.name}: the interpreter ended ({process.ending(self._child.returncode)}); "
+            f"what it said is in {self._log}"
+        )
+
+
+def _send(stream: IO[bytes], tensors: Mapping[str, np.ndarray]) -> None:
+    body = io.BytesIO()
+    names = np.frombuffer(json.dumps(list(tensors)).encode(), np.uint8)
+    np.savez(body, names=names, **{str(at): array for at, array in enumerate(tensors.values())})  # type: ignore[arg-type]
+    stream.write(len(body.getbuffer()).to_bytes(8, "little"))
+    stream.write(body.getbuffer())
+    stream.flush()

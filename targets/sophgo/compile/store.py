@@ -1,0 +1,88 @@
+"""Folders that are whole or not there: made beside, flushed, renamed; what a killed process left is swept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from parity.harness.errors import UserError
+
+#: The last one to be written: a folder without it is not whole.
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def fresh(cache: Path, name: str) -> Iterator[Path]:
+    """A work folder beside the finished ones; gone afterwards unless `publish` moved it."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _sweep(cache)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}@{platform.node()}@{os.getpid()}@", dir=cache))
+    except OSError as error:
+        raise UserError(
+            f"cache={str(cache)!r}: cannot be written to ({error.strerror}); set PARITY_CACHE"
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, place: Path) -> None:
+    """Flush a finished folder and move it to its place; a damaged one steps aside, an equal one stays."""
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            _flush(path)
+    if place.exists() and not (place / MANIFEST).is_file():
+        shutil.rmtree(place, ignore_errors=True)
+    try:
+        os.replace(folder, place)
+    except OSError:
+        if not (place / MANIFEST).is_file():
+            raise
+
+
+def discard(place: Path) -> None:
+    """Take an entry out of the cache that turned out damaged."""
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def keep(folder: Path, place: Path) -> Path:
+    """Put a failed work folder where a person can look into it; the last one of its name stays."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        os.replace(folder, place)
+    return place
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove work folders of processes of this machine that are gone."""
+    for path in cache.glob(".*@*@*@*"):
+        _, host, pid, _ = path.name.rsplit("@", 3)
+        if host == platform.node() and pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,171 @@
+"""Small ONNX graphs, each one form that a chip takes or does not take. Random but fixed weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+
+
+class Sketch:
+    """A graph in the making: `node` returns the name of its output."""
+
+    def __init__(self, **inputs: tuple[int, ...]) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()]
+        self._random = np.random.default_rng(0)
+
+    def tokens(self, name: str, shape: tuple[int, ...]) -> str:
+        """An input of token ids."""
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+        return name
+
+    def weight(self, name: str, *shape: int) -> str:
+        """Random weights."""
+        return self.constant(name, self._random.standard_normal(shape).astype(np.float32) / shape[0] ** 0.5)
+
+    def constant(self, name: str, value: Any) -> str:
+        """A constant; whole numbers become int64, others float32."""
+        array = np.asarray(value)
+        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def node(self, op: str, *inputs: str, to: str, **attributes: Any) -> str:
+        """One operator with one output."""
+        self.nodes.append(helper.make_node(op, list(inputs), [to], **attributes))
+        return to
+
+    def model(self, *outputs: str, opset: int = OPSET, ir: int = 8) -> bytes:
+        """The file's bytes."""
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        graph = helper.make_graph(self.nodes, "sketch", self.inputs, ends, self.weights)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
+        return onnx.shape_inference.infer_shapes(made).SerializeToString()
+
+
+def block() -> bytes:
+    """Norm, product with weights, SiLU, softmax, residual: what every chip takes in every mode it has."""
+    g = Sketch(x=(1, 4, 64))
+    g.node(
+        "LayerNormalization", "x", g.constant("scale", np.ones(64)), g.constant("shift", np.zeros(64)), to="n"
+    )
+    g.node("Add", g.node("MatMul", "n", g.weight("w", 64, 128), to="h"), g.weight("b", 128), to="up")
+    g.node("Mul", "up", g.node("Sigmoid", "up", to="s"), to="act")
+    g.node("MatMul", "act", g.weight("v", 128, 64), to="down")
+    g.node("Add", "x", "down", to="mid")
+    g.node("Softmax", "mid", to="y", axis=-1)
+    return g.model("mid", "y")
+
+
+def rms_rsqrt() -> bytes:
+    """RMSNorm as everybody writes it: x * (1 / sqrt(mean(x^2) + eps)) * w."""
+    g = Sketch(x=(1, 4, 64))
+    mean = g.node("ReduceMean", g.node("Pow", "x", g.constant("two", 2.0), to="sq"), to="mean", axes=[-1])
+    root = g.node("Sqrt", g.node("Add", mean, g.constant("eps", 1e-6), to="me"), to="root")
+    g.node("Mul", "x", g.node("Div", g.constant("one", 1.0), root, to="inv"), to="n")
+    g.node("Mul", g.weight("w", 64), "n", to="y")
+    return g.model("y")
+
+
+def rms_divided() -> bytes:
+    """The same as x / sqrt(mean(x^2) + eps), which CV18xx takes."""
+    g = Sketch(x=(1, 4, 64))
+    mean = g.node("ReduceMean", g.node("Pow", "x", g.constant("two", 2.0), to="sq"), to="mean", axes=[-1])
+    root = g.node("Sqrt", g.node("Add", mean, g.constant("eps", 1e-6), to="me"), to="root")
+    g.node("Mul", g.weight("w", 64), g.node("Div", "x", root, to="n"), to="y")
+    return g.model("y")
+
+
+def gqa_expand() -> bytes:
+    """Two key heads repeated for eight query heads through a fifth axis."""
+    g = Sketch(q=(1, 8, 1, 32), ks=(1, 2, 16, 32), vs=(1, 2, 16, 32))
+
+    def repeated(name: str) -> str:
+        up = g.node("Unsqueeze", name, g.constant(f"{name}_axis", [2]), to=f"{name}_5d")
+        wide = g.node("Expand", up, g.constant(f"{name}_shape", [1, 2, 4, 16, 32]), to=f"{name}_wide")
+        return g.node("Reshape", wide, g.constant(f"{name}_flat", [1, 8, 16, 32]), to=f"{name}_all")
+
+    keys, values = repeated("ks"), repeated("vs")
+    scores = g.node("MatMul", "q", g.node("Transpose", keys, to="kt", perm=[0, 1, 3, 2]), to="scores")
+    g.node("MatMul", g.node("Softmax", scores, to="p", axis=-1), values, to="y")
+    return g.model("y")
+
+
+def gqa_grouped() -> bytes:
+    """The same with the queries of a key head stacked: nothing is repeated."""
+    g = Sketch(q=(1, 8, 1, 32), ks=(1, 2, 16, 32), vs=(1, 2, 16, 32))
+    stacked = g.node("Reshape", "q", g.constant("group", [1, 2, 4, 32]), to="qg")
+    scores = g.node("MatMul", stacked, g.node("Transpose", "ks", to="kt", perm=[0, 1, 3, 2]), to="scores")
+    mixed = g.node("MatMul", g.node("Softmax", scores, to="p", axis=-1), "vs", to="mixed")
+    g.node("Reshape", mixed, g.constant("flat", [1, 8, 1, 32]), to="y")
+    return g.model("y")
+
+
+def where_mask() -> bytes:
+    """Scores hidden by a comparison that is made in the graph."""
+    g = Sketch(scores=(1, 4, 8, 8), mask=(1, 1, 8, 8))
+    hidden = g.node("Less", "mask", g.constant("half", 0.5), to="hidden")
+    g.node("Where", hidden, g.constant("low", -10000.0), "scores", to="masked")
+    g.node("Softmax", "masked", to="y", axis=-1)
+    return g.model("y")
+
+
+def runtime_gather() -> bytes:
+    """Rows of an activation picked by an index that comes in."""
+    g = Sketch(x=(1, 8, 64))
+    g.node("Relu", g.node("Gather", "x", g.tokens("index", (2,)), to="rows", axis=1), to="y")
+    return g.model("y")
+
+
+def scatter() -> bytes:
+    """A row written into a cache inside the graph."""
+    g = Sketch(cache=(1, 8, 64), row=(1, 1, 64))
+    index = g.constant("index", np.full((1, 1, 64), 3, np.int64))
+    g.node("Relu", g.node("ScatterElements", "cache", index, "row", to="written", axis=1), to="y")
+    return g.model("y")
+
+
+def sine() -> bytes:
+    """A rotary table computed in the graph."""
+    g = Sketch(x=(1, 4, 64))
+    g.node("Mul", "x", g.node("Sin", "x", to="sin"), to="y")
+    return g.model("y")
+
+
+def rope_on_axis_0() -> bytes:
+    """Cosine and sine taken out of one input along its first axis."""
+    g = Sketch(x=(1, 1, 4, 32), rope=(2, 1, 1, 32))
+
+    def taken(name: str, at: int) -> str:
+        first, last = g.constant(f"{name}_from", [at]), g.constant(f"{name}_to", [at + 1])
+        return g.node("Slice", "rope", first, last, g.constant(f"{name}_axis", [0]), to=name)
+
+    g.node(
+        "Add",
+        g.node("Mul", "x", taken("cos", 0), to="xc"),
+        g.node("Mul", "x", taken("sin", 1), to="xs"),
+        to="y",
+    )
+    return g.model("y")
+
+
+def unknown_op() -> bytes:
+    """An operator that the converter does not know."""
+    g = Sketch(x=(1, 4, 64))
+    g.node("Relu", g.node("Cast", g.node("IsNaN", "x", to="nan"), to="f", to_=1), to="y")
+    g.nodes[1] = helper.make_node("Cast", ["nan"], ["f"], to=1)
+    return g.model("y")
+
+
+def embedding() -> bytes:
+    """Rows of a constant table picked by tokens that come in."""
+    g = Sketch(x=(1, 4, 64))
+    tokens = g.tokens("ids", (1, 4))
+    g.node("Add", "x", g.node("Gather", g.weight("table", 100, 64), tokens, to="rows", axis=0), to="y")
+    return g.model("y")
