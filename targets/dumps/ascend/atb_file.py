@@ -8,14 +8,11 @@ Source: `bin_file.cpp` and `atb_probe.cpp` of msprobe.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-
-from parity.harness.dtypes import as_storage
 
 from ..core import array_at, bad, checked_shape, opened
 from .dtypes import ACL
@@ -119,19 +116,3 @@ def load_atb(path: Path, file: AtbFile) -> np.ndarray:
         return array_at(path, file.place, file.shape, file.dtype, path.name)
     packed = (stored_bytes(file.shape, file.dtype),)
     return unpacked(array_at(path, file.place, packed, "uint8", path.name), file.shape, file.dtype)
-
-
-def write_atb(path: Path, array: np.ndarray, *, append: bool = False, other: str = "") -> None:
-    """A tensor's file, for tests and round trips; `other` names the tensor that holds the data instead."""
-    storage, name = as_storage(np.ascontiguousarray(array))
-    raw = b"" if other else storage.astype(storage.dtype.newbyteorder("<")).tobytes()
-    lines = ["$Version=1.0", f"$Object.Count={0 if other else 1}", f"$Object.Length={len(raw)}", "format=2"]
-    lines += [f"dtype={ACL.code(name)}", f"dims={_joined(array.shape)}"]
-    lines += [f"data={other}" if other else f"$Object.data=0,{len(raw)}", "$End=1", ""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab" if append else "wb") as out:
-        out.write("\n".join(lines).encode() + raw)
-
-
-def _joined(sizes: Sequence[int]) -> str:
-    return ",".join(map(str, sizes))

@@ -6,6 +6,7 @@ Source: msaccucmp's converters, held against this module by the tests marked `ve
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -74,12 +75,16 @@ def logical_shape(
 
 
 def _nz_fits(physical: tuple[int, ...], original: tuple[int, ...]) -> bool:
-    """(..., N1, M1, 16, N0) holds (..., M, N) if nothing but padding is left over in the last two."""
+    """(..., N1, M1, 16, N0) holds (..., M, N) if nothing but padding is left over in the last two.
+
+    The dimensions before them may have been merged: they lie in the same order.
+    """
     if len(physical) < 4 or physical[-2] != FRACTAL_ROWS:
         return False
     lead, (n1, m1, m0, n0) = physical[:-4], physical[-4:]
     rows = (1, *original) if len(original) == 1 else original
-    return lead == rows[:-2] and m1 * m0 - m0 < rows[-2] <= m1 * m0 and n1 * n0 - n0 < rows[-1] <= n1 * n0
+    same = math.prod(lead) == math.prod(rows[:-2])
+    return same and m1 * m0 - m0 < rows[-2] <= m1 * m0 and n1 * n0 - n0 < rows[-1] <= n1 * n0
 
 
 def _c0_fits(physical: tuple[int, ...], original: tuple[int, ...]) -> bool:

@@ -118,7 +118,8 @@ def _tensors(key: str, value: dict[str, Any], path: Path) -> Iterator[tuple[str,
     """(part, name, description) of each tensor of a call, in the order of the call."""
     if f".{_GRADIENT}" in key:
         for name, given in value.items():
-            yield from ((_GRADIENT, n, f) for n, f in _opened(given, f"{key}.{name}", path, 0))
+            one = given[0] if isinstance(given, list) and len(given) == 1 else given
+            yield from ((_GRADIENT, n, f) for n, f in _opened(one, f"{key}.{name}", path, 0))
         return
     for section, word in SECTIONS.items():
         for name, found in _opened(value.get(section), f"{key}.{word}", path, 0):

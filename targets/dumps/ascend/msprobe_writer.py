@@ -41,6 +41,8 @@ def _told(given: Any, name: str, data: Path, task: str, *, crc: bool) -> Any:
         return _tensor(given, name, data, task, crc=crc)
     if isinstance(given, dict):
         return {key: _told(one, f"{name}.{key}", data, task, crc=crc) for key, one in given.items()}
+    if isinstance(given, list) and len(given) == 1 and ".parameters_grad" in name:
+        return [_told(given[0], name, data, task, crc=crc)]  # a gradient's name has no index
     if isinstance(given, (list, tuple)):
         return [_told(one, f"{name}.{at}", data, task, crc=crc) for at, one in enumerate(given)]
     return None if given is None else {"type": type(given).__name__, "value": given}
