@@ -338,10 +338,12 @@ class Case:
 class ModuleCase:
     """Any `nn.Module` and the arrays it is called with: one step, taps by module hooks.
 
-    `spec` is how the factory was named (`PKG:FACTORY`), `inputs` maps argument names to arrays.
+    `spec` is how the factory was named (`PKG:FACTORY`), `inputs` maps argument names to arrays. A graph
+    from a file is not `executable` by torch.
     """
 
     spec: str
     module: nn.Module
     inputs: Mapping[str, Any]
     weights: str
+    executable: bool = True

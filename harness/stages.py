@@ -7,7 +7,7 @@ compared, so that what one stage passes on is not charged to the next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .compare import compare_runs, floors_from
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .trace import Run
 
 INSTRUMENTATION = "instrumentation"
+AUTO, EXACT = Tolerance("auto"), Rules(Tolerance("exact"), {})
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Played:
     """One stage as it was executed; without a `run`, `failure` says why there is none.
 
     `makes` is what happens between the stage before and this one (export, quantization ...), empty for the
-    reference. `rules` judge it against that; None: by as much as the stage before moved things itself.
-    `closer` is the same stage built so that it shows more taps.
+    reference. `rules` judge it against that; `as_moved`: by as much as the stage before moved things itself,
+    where that was seen. `closer` is the same stage built so that it shows more taps.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Played:
     run: Run | None
     isolated: Run | None = None
     rules: Rules | None = None
+    as_moved: bool = False
     closer: Played | None = None
     failure: str = ""
 
@@ -45,25 +47,34 @@ def hold_stages(played: Sequence[Played], *, progress: Progress | None = None) -
     """Neighbours in order, the reference first: one entry per stage after it, and one per closer build."""
     found: list[Stage] = []
     floors: Mapping[str, Floor] = {}
-    before = played[0]
+    before, unseen = played[0], []
     with (progress or Silent()).stage("holding stages against each other", len(played) - 1) as bar:
         for after in played[1:]:
-            rules = after.rules or Rules(Tolerance("auto"), floors)
-            found += _held(before, after, rules)
-            if after.run is not None:
-                one, two = _facing(before, after)
-                floors, before = floors_from(one, [two]), after
+            if after.run is None:
+                found.append(Stage(after.makes, before.label, after.label, "failed", reason=after.failure))
+                unseen.append(after.makes)
+            else:
+                # What a stage that could not be run would have shown apart is charged to the next one.
+                after = replace(after, makes=" or ".join([*unseen, after.makes]))
+                moved = after.as_moved and not unseen and floors
+                found += _held(before, after, Rules(AUTO, floors) if moved else after.rules or EXACT)
+                floors, before, unseen = _moved(before, after), after, []
             bar.advance()
     return tuple(found)
 
 
 def guilty(stages: Sequence[Stage]) -> Cause | None:
-    """The first stage that departs from the one before it, or cannot be run; None if there is none."""
+    """The first stage that departs from the one before it; the first of the last ones that cannot be run.
+
+    A stage that fails while a later one runs could only not be looked at. None if there is no guilty one.
+    """
     chain = [stage for stage in stages if stage.name != INSTRUMENTATION]
-    at = next((at for at, stage in enumerate(chain) if stage.verdict in ("divergence", "failed")), None)
+    ran = max((at for at, stage in enumerate(chain) if stage.verdict != "failed"), default=-1)
+    bad = (at for at, stage in enumerate(chain) if stage.verdict == "divergence" or at == ran + 1)
+    at = next(bad, None)
     if at is None:
         return None
-    stage, right = chain[at], [other.name for other in chain[:at]]
+    stage, right = chain[at], [other.name for other in chain[:at] if other.verdict != "failed"]
     evidence = [stage.reason or f"{stage.later} departs from {stage.earlier} at {_place(stage)}"]
     if right:
         evidence.append(f"before it, {', '.join(right)} changed no more than allowed")
@@ -76,8 +87,6 @@ def _place(stage: Stage) -> str:
 
 def _held(before: Played, after: Played, rules: Rules) -> list[Stage]:
     """The stage; a divergence is placed where its closer build shows it first."""
-    if after.run is None:
-        return [Stage(after.makes, before.label, after.label, "failed", reason=after.failure)]
     stage = _stage(before, after, after.makes, rules)
     if after.closer is None or after.closer.run is None:
         return [stage]
@@ -88,8 +97,13 @@ def _held(before: Played, after: Played, rules: Rules) -> list[Stage]:
     return [stage, effect]
 
 
+def _moved(before: Played, after: Played) -> Mapping[str, Floor]:
+    one, two = _facing(before, after)
+    return floors_from(one, [two])
+
+
 def _facing(before: Played, after: Played) -> tuple[Run, Run]:
-    """Both on the reference's inputs if they were; the reference itself is its own such run."""
+    """Their runs: both on the reference's inputs if they were; the reference itself is its own such run."""
     assert before.run is not None
     assert after.run is not None
     if after.isolated is not None and (before.isolated is not None or not before.makes):

@@ -16,5 +16,7 @@ TARGETS: dict[str, str] = {
 #: The same for a module of the user's (`ModuleCase`).
 MODULE_TARGETS: dict[str, str] = {
     "onnx": "parity.targets.onnx_module:OnnxModuleTarget",
+    "cvi": "parity.targets.sophgo.module_target:cvi_module",
+    "bm1684x": "parity.targets.sophgo.module_target:bm1684x_module",
     "module": "parity.targets.module:ModuleTarget",
 }

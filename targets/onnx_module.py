@@ -24,6 +24,8 @@ from parity.harness.tracer import step as mark_step
 from parity.harness.tracer import trace_tensor
 
 from .module_export import Flat, export
+from .onnx.graph_model import OnnxGraph
+from .onnx.graph_session import WholeSession, graph_session
 from .onnx.runtime import Runtime
 from .onnx.target import parse_arg
 
@@ -128,7 +130,7 @@ class OnnxModuleTarget:
         reference: Values | None,
         workdir: Path,
         progress: Progress,
-    ) -> OnnxModuleSession:
+    ) -> OnnxModuleSession | WholeSession:
         """Export or read, load, and find out which taps the graph can show."""
         asked = parse_arg(arg)
         runtime = Runtime(options.threads, asked.level, options.device or "cpu")
@@ -136,6 +138,8 @@ class OnnxModuleTarget:
         # Two runs may share the workdir, so each session writes into a folder of its own.
         folder = Path(mkdtemp(prefix="module-", dir=workdir))
         try:
+            if isinstance(case.module, OnnxGraph):
+                return graph_session(case, runtime, folder)
             if asked.path is not None:
                 from .onnx_file import file_session
 

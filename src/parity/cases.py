@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from parity.harness.case import Case, ModuleCase, Scenario
 from parity.harness.progress import Progress
 
-from .request import DEFAULT_MODEL, DEFAULT_SCENARIO, Request
+from .request import DEFAULT_MODEL, DEFAULT_SCENARIO, GRAPH, Request
 
 if TYPE_CHECKING:
     from parity.harness.trace import Run
@@ -56,6 +56,12 @@ def build_module_case(request: Request) -> ModuleCase:
     from parity.reference.checkpoints import digest_of
 
     assert request.inputs is not None
+    if request.model.endswith(GRAPH):
+        from parity.targets.onnx.graph_model import OnnxGraph
+
+        graph = OnnxGraph(request.model)
+        inputs = graph.read_inputs(request.inputs)
+        return ModuleCase(request.model, graph, inputs, graph.digest, executable=False)
     module = build_module(request.model, seed=request.seed or 0)
     inputs = read_inputs(request.inputs, module)
     return ModuleCase(request.model, module, inputs, digest_of(module.state_dict()))

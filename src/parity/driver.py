@@ -35,7 +35,7 @@ DEFAULT_CANDIDATES = ("segmented", "onnx", "prefilled")
 
 
 def run(
-    ref: str = "torch",
+    ref: str | None = None,
     cand: str | Sequence[str] | None = None,
     *,
     out: str | Path | None = None,
@@ -45,14 +45,15 @@ def run(
 ) -> Result:
     """Hold candidates against a reference and report.
 
-    Without candidates, our models are held against `DEFAULT_CANDIDATES` and your own module against `onnx`.
+    The reference is `torch`, or `onnx` for a graph of yours. Without candidates, our models are held against
+    `DEFAULT_CANDIDATES` and your own module against `onnx`.
     `options` are those of the command line, by the same names (see `Request`). Writes `trace.h5`,
     `report.html` and `report.json` into `out` (a dated folder by default; `report=False` leaves the
     reports out). Raises UserError for what cannot be run, CandidateError never: a candidate that fails is
     part of the result.
     """
     if cand is None:
-        cand = ("onnx",) if ":" in (options.get("model") or "") else DEFAULT_CANDIDATES
+        cand = ("onnx",) if Request(model=options.get("model"), inputs={}).own_module else DEFAULT_CANDIDATES
     names = (cand,) if isinstance(cand, str) else tuple(cand)
     unknown = options.keys() - Request.__dataclass_fields__.keys()
     if unknown:
@@ -94,7 +95,7 @@ class _Driver:
         self.trace = folder / "trace.h5"
         self.tolerance = load_tolerance(request.tol)
         self.mapping: TapMap | None = load_map(request.map) if request.map else None
-        self.reference_spec = parse_spec(request.ref)
+        self.reference_spec = parse_spec(request.trusted)
         self._built: Case | ModuleCase | None = None
         self.specs = split_specs(request.cand)
         if not self.specs:

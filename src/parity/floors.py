@@ -30,6 +30,8 @@ from .recorder import FLOOR, Job, record, reference_values
 #: Raised when the way floors are measured changes, so that cached ones are measured anew.
 VERSION = 3
 
+#: Formats whose profile stands in for a floor that could not be measured.
+NARROW = {"bfloat16": "bf16", "float16": "fp16"}
 BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 15}
 
 
@@ -38,7 +40,7 @@ def noise_floor(
 ) -> dict[str, Floor]:
     """Floor per tap for runs in these number formats; empty for a format that torch cannot emulate here."""
     dtype = min(dtypes, key=lambda name: BITS.get(name, 0))
-    if dtype not in BITS:
+    if dtype not in BITS or (isinstance(case, ModuleCase) and not case.executable):
         return {}
     path = cache / "floors" / f"{_digest(case, dtype)}.json"
     if not path.exists():
@@ -92,8 +94,9 @@ def _write(path: Path, floors: Mapping[str, Floor]) -> None:
 
 
 def rules_of(tolerance: Tolerance, floors: Mapping[str, Floor], *runs: Run) -> Rules:
-    """Where no floor is known, quantized arithmetic is judged by the profile of that name."""
-    computed = next((name for name in dtypes_of(*runs) if name in PROFILES), None)
+    """Where no floor is known, narrow formats and quantized arithmetic are judged by their profiles."""
+    named = (NARROW.get(name, name) for name in dtypes_of(*runs))
+    computed = next((name for name in named if name in PROFILES), None)
     if tolerance.kind == AUTO and not floors and computed is not None:
         tolerance = replace(tolerance, profile=computed, source=tolerance.source or AUTO)
     return Rules(tolerance, floors)

@@ -14,6 +14,8 @@ from parity.harness.target import Options
 
 REPLAYS = ("forced", "free", "isolated")
 EXPORTERS = ("dynamo", "script")
+#: What a graph of the user's ends in.
+GRAPH = ".onnx"
 DEFAULT_MODEL = "klm-tiny"
 DEFAULT_SCENARIO = "default"
 
@@ -22,7 +24,7 @@ DEFAULT_SCENARIO = "default"
 class Request:
     """One field per option; the command line and the Python call use the same words."""
 
-    ref: str = "torch"
+    ref: str | None = None
     cand: tuple[str, ...] = ()
     model: str | None = None
     scenario: str | None = None
@@ -77,14 +79,22 @@ class Request:
         )
 
     @property
+    def trusted(self) -> str:
+        """The reference: `ref`, or what executes a model of this kind best. UserError for one that cannot."""
+        graph = self.model is not None and self.model.endswith(GRAPH)
+        if graph and self.ref is not None and self.ref.partition(":")[0] in ("torch", "module"):
+            raise UserError(f"ref={self.ref!r}: {self.model} is no torch module; use onnx, or a stored run")
+        return self.ref or ("onnx" if graph else "torch")
+
+    @property
     def limit(self) -> int | None:
         """Bytes that a trace file may take."""
         return None if self.max_bytes is None else parse_size("max_bytes", self.max_bytes)
 
     @property
     def own_module(self) -> bool:
-        """Whether `model` names a factory of the user's (PKG:FACTORY) and not a row of ours."""
-        return self.model is not None and ":" in self.model
+        """Whether `model` is the user's: a factory (PKG:FACTORY) or a graph (FILE.onnx)."""
+        return self.model is not None and (":" in self.model or self.model.endswith(GRAPH))
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

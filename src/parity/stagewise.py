@@ -92,12 +92,10 @@ def with_stages(
     return out
 
 
-def _played(
-    stage: Planned, comparison: Comparison, runs: Runs, rules: Callable[[Run], Rules]
-) -> Played:
+def _played(stage: Planned, comparison: Comparison, runs: Runs, rules: Callable[[Run], Rules]) -> Played:
     failure = comparison.failure or comparison.refused
     if failure:
         return Played(comparison.label, stage.makes, None, failure=failure)
     run, isolated = runs(comparison)
-    judged = rules(run) if stage.makes in RULED else None
-    return Played(comparison.label, stage.makes, run, isolated, judged)
+    moved = stage.makes not in RULED
+    return Played(comparison.label, stage.makes, run, isolated, rules(run), as_moved=moved)

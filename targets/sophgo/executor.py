@@ -96,7 +96,8 @@ class InterpreterExecutor:
         found = {port.value for graph in self.graphs.values() for port in graph.segment.outputs}
         for name, artefact in self.artefacts.items():
             inner = self.graphs[name].inner
-            found |= {plain(value) for value in tensor_values(artefact, self.level).values() if value in inner}
+            held = tensor_values(artefact, self.level).values()
+            found |= {plain(value) for value in held if value in inner}
         return found
 
     def call(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Sequence[Recorded]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,10 @@ from ..onnx.build import choose_segments
 from ..onnx.runtime import OnnxExecutor, Runtime
 from ..onnx.session import CachePlan
 from .asked import Asked
-from .calibrating import calibration_tables
+from .calibrating import Inputs, calibration_tables, given_tables, segment_inputs
 from .compile import Artefact, CompileJob, Interpreter, compile_model
 from .executor import InterpreterExecutor, SimExecutor
-from .graphs import ChipGraph, graphs
+from .graphs import ChipGraph, graphs, plain
 from .runner.client import Device
 from .toolchain import Toolchain, installed
 
@@ -50,20 +50,60 @@ def prepare_level(
     cache: Path,
     progress: Progress,
 ) -> Level:
-    """Export every segment, compile it as far as the level needs, and load it."""
+    """Export every segment of a model, compile it as far as the level needs, and load it."""
     chosen = choose_segments(None, wiring)
     with progress.stage("exporting", 1) as bar:
         made = graphs(case, wiring, chosen, masked=rows.masked, rows=rows.rows, cache=cache / "onnx")
         bar.advance()
-    rank = {tap: at for at, tap in enumerate(case.model.taps)}
-    runtime = Runtime(options.threads)
-    onnx = OnnxExecutor(wiring.segments, {name: g.build for name, g in made.items()}, runtime, case.model.taps)
+    onnx = onnx_executor(made, options, case.model.taps)
+
+    def samples() -> dict[str, list[Inputs]]:
+        return segment_inputs(case, wiring, rows, onnx, reference)
+
+    return _level(asked, made, onnx, samples, case.model.taps, cache, progress)
+
+
+def whole_level(
+    asked: Asked,
+    graph: ChipGraph,
+    feed: Inputs,
+    options: Options,
+    cache: Path,
+    progress: Progress,
+) -> Level:
+    """The same for a graph that is called once, with these inputs."""
+    made = {graph.segment.name: graph}
+    order = (*graph.segment.taps, *graph.outputs)
+    onnx = onnx_executor(made, options, order)
+    return _level(asked, made, onnx, lambda: {graph.segment.name: [feed]}, order, cache, progress)
+
+
+def onnx_executor(made: Mapping[str, ChipGraph], options: Options, order: Sequence[str]) -> OnnxExecutor:
+    """The same graphs in ONNX Runtime."""
+    segments = [graph.segment for graph in made.values()]
+    builds = {name: graph.build for name, graph in made.items()}
+    return OnnxExecutor(segments, builds, Runtime(options.threads), order)
+
+
+def _level(
+    asked: Asked,
+    made: Mapping[str, ChipGraph],
+    onnx: OnnxExecutor,
+    samples: Callable[[], Mapping[str, Sequence[Inputs]]],
+    order: Sequence[str],
+    cache: Path,
+    progress: Progress,
+) -> Level:
+    rank = {plain(tap): at for at, tap in enumerate(order)}
     if asked.level == "onnx":
-        return Level(onnx, frozenset(rank), details=runtime.facts())
+        return Level(onnx, frozenset(rank), details=Runtime().facts())
     with ExitStack() as stack:
         stack.callback(onnx.close)
-        toolchain = installed()
-        tables = calibration_tables(case, asked, wiring, rows, made, onnx, reference, toolchain, cache, progress)
+        toolchain, tables = installed(), {}
+        if asked.table is not None:
+            tables = given_tables(asked.table, made)
+        elif asked.mode.calibrated:
+            tables = calibration_tables(asked, made, samples(), toolchain, cache / "sophgo", progress)
         artefacts = compiled(asked, made, tables, toolchain, cache, progress)
     return _loaded(asked, made, artefacts, toolchain, rank, cache)
 
@@ -117,9 +157,7 @@ def _loaded(
     files = {name: artefact.file for name, artefact in artefacts.items()}
     tapped = asked.level == "tapped"
     inner = asked.chip.family == "cvi" and not tapped
-    device = Device(
-        asked.chip.name, files, toolchain, log=logs / f"{asked.chip.name}.log", all_tensors=inner
-    )
+    device = Device(asked.chip.name, files, toolchain, log=logs / f"{asked.chip.name}.log", all_tensors=inner)
     simulated = SimExecutor(made, artefacts, device, rank, tapped)
     return Level(simulated, frozenset(simulated.shown()), FUSED, _said(artefacts), details)
 

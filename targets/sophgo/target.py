@@ -52,7 +52,7 @@ class ChipTarget:
 
     def check(self, arg: str, options: Options) -> None:
         """Unknown words, modes that the chip has not, files that are not there."""
-        self._asked(arg)
+        self.asked(arg)
         if options.dtype is not None:
             raise UserError(
                 f"dtype={options.dtype!r}: a chip's number format is its mode; write {self.name}:{self.mode}"
@@ -73,7 +73,7 @@ class ChipTarget:
         """Export, compile, load; all of it is kept by content, so that a second run begins at once."""
         from .levels import prepare_level
 
-        asked = self._asked(arg)
+        asked = self.asked(arg)
         rows = plan_cache(case, masked=asked.masked, reference=reference is not None)
         wiring = case.model.masked_wiring if rows.masked else case.model.wiring
         if choose_segments(options.segments, wiring) != {s.name for s in wiring.segments}:
@@ -86,13 +86,14 @@ class ChipTarget:
 
     def stages(self, arg: str) -> list[tuple[str, str]]:
         """Arguments of the stages that lead to this candidate, and what makes each from the one before."""
-        asked = self._asked(arg)
+        asked = self.asked(arg)
         if asked.path is not None or asked.level != "sim":
             raise UserError(f"stages: {self.name}:{arg} is one stage itself; leave out its path and level")
         more = f"{arg}+" if arg else ""
         return [(f"{more}{level}", makes) for level, makes in STAGES]
 
-    def _asked(self, arg: str) -> Asked:
+    def asked(self, arg: str) -> Asked:
+        """What an argument says."""
         return parse_arg(self.name, arg, chip=self.chip, mode=self.mode)
 
 

@@ -14,7 +14,9 @@ Decorator = Callable[[F], F]
 #: Which case: model, weights, inputs.
 CASE = (
     click.option(
-        "--model", metavar="NAME|PKG:FACTORY", help="A model row, or a factory of your own.  [klm-tiny]"
+        "--model",
+        metavar="NAME|PKG:FACTORY|FILE.onnx",
+        help="A model row, or your own factory or graph.  [klm-tiny]",
     ),
     click.option("--inputs", metavar="FILE.npz", help="Inputs of your own module, by argument name."),
     click.option("--weights", metavar="SPEC", help="Checkpoint path, or random:SEED.  [the trained one]"),

@@ -10,7 +10,7 @@ from .options import CASE, EXECUTION, JUDGING, given, options
 
 
 @click.command("run")
-@click.option("--ref", metavar="SPEC", default="torch", show_default=True, help="The side that is trusted.")
+@click.option("--ref", metavar="SPEC", help="The side that is trusted.  [torch; onnx for a graph]")
 @click.option(
     "--cand",
     multiple=True,
@@ -29,7 +29,7 @@ from .options import CASE, EXECUTION, JUDGING, given, options
 def command(
     ctx: click.Context,
     /,
-    ref: str,
+    ref: str | None,
     cand: tuple[str, ...],
     out: str | None,
     as_json: bool,
