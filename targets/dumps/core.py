@@ -25,6 +25,8 @@ from parity.harness.errors import UserError, did_you_mean
 LARGEST_TENSOR = 1 << 33
 #: Bytes of the largest text (manifest, sidecar, csv) that is taken into memory.
 LARGEST_TEXT = 1 << 28
+#: Characters of an error: names inside a file may be as long as they like.
+LONGEST_ERROR = 1000
 #: Dimensions of a tensor; physical layouts have one or two more than a trace keeps.
 MOST_DIMENSIONS = 16
 
@@ -110,7 +112,8 @@ class Reader(Protocol):
 
 def bad(path: str | os.PathLike[str], what: str) -> UserError:
     """The error of a dump: which file, what is wrong, what to do."""
-    return UserError(f"dump={os.fspath(path)!r}: {what}")
+    shown = what if len(what) <= LONGEST_ERROR else f"{what[:LONGEST_ERROR]} ..."
+    return UserError(f"dump={os.fspath(path)!r}: {shown}")
 
 
 def checked_settings(reader: Reader, options: ReadOptions) -> None:
@@ -140,11 +143,13 @@ def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
 def opened(path: Path) -> BinaryIO:
     """A regular file, opened for reading; UserError for pipes, devices, folders and what is not there."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise bad(path, "is no regular file")
-        return path.open("rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise bad(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise bad(path, "is no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def size_of(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -75,12 +76,13 @@ def open_dump(path: Path, kind: str | None, options: ReadOptions) -> Contents:
 def digest(path: Path) -> dict[str, Any]:
     """Number, bytes and SHA-256 of a dump's files: of their names inside the folder, sizes and contents."""
     total, count, hasher = 0, 0, hashlib.sha256()
+    piece = memoryview(bytearray(1 << 20))
     for name, file in _files(path):
-        size = file.stat().st_size
-        hasher.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
         with opened(file) as stream:
-            while piece := stream.read(1 << 20):
-                hasher.update(piece)
+            size = os.fstat(stream.fileno()).st_size
+            hasher.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+            while read := os.readv(stream.fileno(), [piece]):
+                hasher.update(piece[:read])
         total, count = total + size, count + 1
     return {"files": count, "bytes": total, "sha256": hasher.hexdigest()}
 
@@ -94,5 +96,5 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
         folders.sort()
         for name in sorted(files):
             file = Path(folder, name)
-            if file.is_file() and not file.is_symlink():
-                yield file.relative_to(path).as_posix(), file
+            if stat.S_ISREG(file.lstat().st_mode):
+                yield os.path.relpath(file, path), file

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import re
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from parity.harness.dtypes import logical_name
 
-from .core import LARGEST_TENSOR, bad, checked_shape, opened, size_of
+from .core import LARGEST_TENSOR, bad, checked_shape, opened
 
 MAGIC = b"\x93NUMPY"
 #: Characters of the longest header; numpy's own limit.
@@ -66,7 +68,7 @@ def read_header(stream: IO[bytes], path: Path, what: str) -> Header:
 
 def _parsed(text: str, length: int, path: Path, what: str) -> Header:
     try:
-        fields = ast.literal_eval(text.strip())
+        fields = _fields(text.strip())
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise bad(path, f"{what} has a .npy header that cannot be read; it is damaged") from error
     if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
@@ -75,6 +77,12 @@ def _parsed(text: str, length: int, path: Path, what: str) -> Header:
     if type(order) is not bool or not isinstance(shape, tuple):
         raise bad(path, f"{what} has a .npy header of wrong types; it is damaged")
     return Header(checked_shape(shape, path, what), _dtype(fields["descr"], path, what), order, length)
+
+
+@lru_cache(maxsize=512)
+def _fields(text: str) -> Any:
+    """The dict of a header; a dump has many files of few shapes."""
+    return ast.literal_eval(text)
 
 
 def _dtype(descr: Any, path: Path, what: str) -> np.dtype[Any]:
@@ -109,22 +117,26 @@ def read_values(stream: IO[bytes], header: Header, available: int, path: Path, w
 
 def npy_header(path: Path) -> Header:
     """The header of a .npy file; UserError if the values that it promises are not all there, or more."""
-    size = size_of(path)
     with opened(path) as file:
         header = read_header(file, path, path.name)
-    if header.nbytes != size - header.length:
-        fault = "the file is cut short" if header.nbytes > size - header.length else "bytes are appended"
-        raise bad(path, f"shape {list(header.shape)} needs {header.nbytes} bytes of values, but "
-                  f"{size - header.length} follow the header; {fault}")  # fmt: skip
+        left = os.fstat(file.fileno()).st_size - header.length
+    if header.nbytes != left:
+        fault = "the file is cut short" if header.nbytes > left else "bytes are appended"
+        raise bad(
+            path,
+            f"shape {list(header.shape)} needs {header.nbytes} bytes, but {left} follow its header; {fault}",
+        )
     return header
 
 
-def npy_array(path: Path) -> np.ndarray:
-    """The array of a .npy file."""
-    size = size_of(path)
+def npy_array(path: Path, header: Header | None = None) -> np.ndarray:
+    """The array of a .npy file, whose header may have been read before."""
     with opened(path) as file:
-        header = read_header(file, path, path.name)
-        return read_values(file, header, size - header.length, path, path.name)
+        if header is None:
+            header = read_header(file, path, path.name)
+        file.seek(header.length)
+        left = os.fstat(file.fileno()).st_size - header.length
+        return read_values(file, header, left, path, path.name)
 
 
 def write_npy(stream: IO[bytes], array: np.ndarray) -> None:

@@ -109,7 +109,7 @@ def _entries(files: list[_File]) -> Iterator[Dumped]:
             raise bad(file.path, f"is the second file that is named {file.name!r}")
         calls[file.name] = call + 1
         meta = {} if file.time < 0 else {"time": file.time}
-        load = partial(npy_array, file.path)
+        load = partial(npy_array, file.path, header)
         yield Dumped(file.name, header.shape, header.logical, load, call=call, meta=meta)
 
 
