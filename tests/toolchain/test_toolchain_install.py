@@ -182,13 +182,9 @@ def test_an_install_that_is_killed_in_each_stage_is_taken_up_and_ends_well(cache
 
 
 def check_a_folder_with_the_compiler_alone(wheels: Path) -> None:
-    """Too little for an environment; enough to run what was compiled elsewhere, without any Python 3.10."""
-    words = ("toolchain", "install", "tpu-mlir", "--wheels", str(wheels), "--force")
-    done = cli(*words)
-    assert done.returncode == 2
-    assert "No matching distribution found for numpy" in done.stderr
-    assert not json.loads(cli("toolchain", "status", "--json").stdout)["usable"]
-    done = cli(*words, "--without-converter")
+    """Enough to run what was compiled elsewhere, without any Python 3.10."""
+    words = ("toolchain", "install", "tpu-mlir", "--without-converter", "--force")
+    done = cli(*words, "--wheels", str(wheels))
     assert done.returncode == 0, done.stderr
     assert "no self-test" in done.stdout
     found = json.loads(cli("toolchain", "status", "--json").stdout)

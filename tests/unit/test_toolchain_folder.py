@@ -23,6 +23,10 @@ from parity.targets.sophgo.toolchain.status import status
 ROOM = Path(__file__).resolve().parents[2] / "targets" / "sophgo"
 
 
+#: What a choice held before there was a self-test.
+OLDER = '{"root": "/r", "package": "/r", "python": null, "version": "1", "adopted": true}'
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PARITY_CACHE", str(tmp_path / "cache"))
@@ -78,7 +82,7 @@ def test_one_that_has_gone_is_named(tmp_path):
     assert "bin/tpuc-opt is gone" in str(why_missing())
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"root": 1}', '"x"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"root": 1}', '"x"', OLDER])
 def test_a_damaged_choice_is_an_error_that_names_the_file(text):
     choice_file().parent.mkdir(parents=True)
     choice_file().write_text(text)

@@ -22,7 +22,7 @@ def package(tmp_path, monkeypatch) -> Path:
     """A folder laid out as the package is, with empty files."""
     monkeypatch.setenv("PARITY_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "tpu_mlir"
-    names = {file for row in CHIP_LIBRARIES.values() for file in row.values()}
+    names = {files[0] for row in CHIP_LIBRARIES.values() for files in row.values()}
     shipped = ("libc.so.6", "libstdc++.so.6", "libgcc_s.so.1")
     for name in (*names, *(f"third_party/{name}" for name in shipped)):
         path = folder / "lib" / name
@@ -58,6 +58,15 @@ def test_a_view_leads_to_the_libraries_of_this_host_and_of_one_chip(package):
 @needs_host
 def test_chips_of_the_cvi_family_need_no_link_of_their_own(package):
     assert not {"libcmodel.so", "libbmlib.so.0"} & {path.name for path in view(package, "cv181x").iterdir()}
+
+
+@needs_host
+def test_an_older_package_has_one_bmlib_for_all_but_the_newest_chip(package, toolchain):
+    (package / "lib" / "libbmlib_bm1684x.so.0").rename(package / "lib" / "libbmlib.so.0")
+    assert not (view(package, "bm1684x") / "libbmlib.so.0").exists()
+    assert toolchain.library("libbmlib.so.0", "bm1684x") == package / "lib" / "libbmlib.so.0"
+    newest = view(package, "bm1684x2") / "libbmlib.so.0"
+    assert newest.readlink() == package / "lib" / "libbmlib_bm1684x2.so.0"
 
 
 @needs_host

@@ -109,7 +109,7 @@ def _pythons(package: Path) -> Iterator[Path]:
 def _remarks(found: Probe, reasons: list[str]) -> Iterator[str]:
     if found.bindings:
         tried = f" ({'; '.join(reasons)})" if reasons else ""
-        yield f"no Python loads its bindings{tried}: it converts no ONNX, the rest works; --python names one"
+        yield f"no Python loads its bindings{tried}: it converts no ONNX, the rest works (--python)"
     for chip, reason in found.chips.items():
         if reason:
             yield f"{chip}: cannot be simulated with it: {reason}"

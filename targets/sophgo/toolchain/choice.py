@@ -94,13 +94,19 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     """A file's contents; None where there is none. UserError for one that was damaged."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        from_facts(facts)
+        _check(facts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it, then {REMEDY}") from error
     assert isinstance(facts, dict)
     return facts
+
+
+def _check(facts: Any) -> None:
+    from_facts(facts)
+    if lacking := [name for name in ("probe", "selftest", "bytes") if name not in facts]:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:

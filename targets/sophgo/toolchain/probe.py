@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .chips import CHIP_LIBRARIES
+from .chips import CHIP_LIBRARIES, chip_libraries
 from .choice import folder
 from .toolchain import Toolchain
 
@@ -81,7 +81,7 @@ def _bindings(toolchain: Toolchain, work: Path) -> tuple[str, str | None]:
 
 
 def _chip(toolchain: Toolchain, chip: str, work: Path) -> str | None:
-    files = [toolchain.package / "lib" / name for name in CHIP_LIBRARIES[chip].values()]
+    files = chip_libraries(toolchain.package, chip).values()
     if absent := [file.name for file in files if not file.is_file()]:
         return f"has no {', '.join(absent)}"
     argv = [sys.executable, "-I", "-c", _LOAD, *map(str, files)]

@@ -67,7 +67,7 @@ class Toolchain:
 
     def library(self, name: str, chip: str) -> Path:
         """The file that answers to the soname `name` when `chip` is played; UserError where there is none."""
-        return self._file(self.package / "lib" / chip_libraries(chip).get(name, name))
+        return self._file(chip_libraries(self.package, chip).get(name, self.package / "lib" / name))
 
     def _file(self, path: Path) -> Path:
         if not path.is_file():

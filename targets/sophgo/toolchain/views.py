@@ -41,8 +41,7 @@ def links_of(package: Path, chip: str, found: Host) -> dict[str, str]:
     if not found.new_libstdcxx:
         files["libstdc++.so.6"] = shipped / "libstdc++.so.6"
     files.setdefault("libgcc_s.so.1", shipped / "libgcc_s.so.1")
-    chips = {name: package / "lib" / file for name, file in chip_libraries(chip).items()}
-    bent = {name: file for name, file in chips.items() if file.name != name}
+    bent = {name: file for name, file in chip_libraries(package, chip).items() if file.name != name}
     return {name: str(file) for name, file in {**files, **bent}.items() if file.exists()}
 
 
