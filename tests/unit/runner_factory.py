@@ -90,12 +90,11 @@ class TorchModel(Model):
         self.inner = []
 
     def forward(self) -> None:
-        given = [
-            np.frombuffer(slot.memory, slot.format).reshape(slot.shape).copy() for slot in self.inputs
-        ]
+        given = [np.frombuffer(slot.memory, slot.format).reshape(slot.shape).copy() for slot in self.inputs]
         with torch.no_grad():
             returned = self._module(*map(torch.from_numpy, given))
-        for slot, tensor in zip(self.outputs, returned if isinstance(returned, tuple) else [returned], strict=True):
+        tensors = returned if isinstance(returned, tuple) else (returned,)
+        for slot, tensor in zip(self.outputs, tensors, strict=True):
             slot.memory[:] = np.ascontiguousarray(tensor).data.cast("B")
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The device program's loop against the harness's own: the same segments, the same scenario, the same bits."""
+"""The device program's loop against the harness's own: the same segments and scenario, the same bits."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_live_object_started_from_a_prefilled_cache_gives_the_harness_values(t
     "options",
     [
         {"scenario": "one", "steps": 5, "cache": "window(16)"},
-        {"scenario": "reset", "cache": "window(20)"},
+        {"scenario": "reset", "prompt": "abcde", "cache": "window(8)"},
         {"prompt": "ab", "steps": 4, "cache": "full"},
     ],
     ids=["one-token", "resets", "full"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
@@ -216,8 +215,7 @@ class _Child:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             code = 0
-        end = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return f"{where}: the runtime died ({end}){self._told()}; log: {self._log}"
+        return f"{where}: {chatter.ending(code)}{self._told()}; log: {self._log}"
 
     def _told(self) -> str:
         return chatter.reason(self._log, self._start)

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,18 +74,18 @@ def write_package(
     *,
     prefilled: Prefilled | None = None,
     forced: Values | None = None,
+    free: bool = False,
     rope_rows: int = ROPE_ROWS,
 ) -> Path:
     """Write a package into a folder that is new or empty; returns the folder.
 
     With `prefilled` the prompt's steps and the rotary rows are taken from it; else `rope_rows` of these are
-    shipped, for positions from 0 on. `forced` is a run whose tokens every step is fed; without one the board
-    goes its own way, but for the first token after a prefilled prompt, which nothing on the board predicts.
+    shipped, for positions from 0 on. The board is fed the tokens of the run `forced`; without one, or if
+    `free`, its own, but for the first token after a prefilled prompt, which nothing on the board predicts.
     UserError for what a board cannot step.
     """
     _check(case, build, prefilled)
-    steps = [_step(step, forced) for step in plan(case.scenario)]
-    _check_first(steps, prefilled)
+    steps = _steps(case, prefilled is not None, forced, free)
     _empty(folder)
     facts = {
         "format": FORMAT,
@@ -134,23 +133,27 @@ def _masked(wiring: Wiring) -> bool:
     return any(port.value == "mask" for segment in wiring.segments for port in segment.inputs)
 
 
-def _check_first(steps: Sequence[Mapping[str, Any]], prefilled: Prefilled | None) -> None:
-    """After a prompt that was prefilled elsewhere no logits are at hand."""
-    after = [now for before, now in pairwise(steps) if before["kind"] == "prefill"]
-    if prefilled is not None and any(step["tokens"] is None for step in after):
-        raise UserError(
-            "prefilled: nothing on the board predicts the first token after the prompt; give a reference run"
-        )
+def _steps(case: Case, hosted: bool, forced: Values | None, free: bool) -> list[dict[str, Any]]:
+    """Every step, with tokens where it is not to go on from its own prediction."""
+    steps, after = [], False
+    for step in plan(case.scenario):
+        given = step.tokens
+        if forced is not None and (not free or (hosted and after)):
+            given = _recorded(step, forced)
+        if given is None and hosted and after:
+            raise UserError(
+                "prefilled: nothing on the board predicts the first token after the prompt; give a reference"
+            )
+        after = step.kind == "prefill"
+        steps.append({"index": step.index, "kind": step.kind, "tokens": given, "positions": step.positions})
+    return steps
 
 
-def _step(step: Step, forced: Values | None) -> dict[str, Any]:
-    tokens = step.tokens
-    if forced is not None:
-        recorded = forced.tokens(step.index)
-        if recorded is None:
-            raise UserError(f"step={step.index}: the run {forced.run.name!r} recorded no token ids")
-        tokens = recorded.tolist()
-    return {"index": step.index, "kind": step.kind, "tokens": tokens, "positions": step.positions}
+def _recorded(step: Step, forced: Values) -> Any:
+    tokens = forced.tokens(step.index)
+    if tokens is None:
+        raise UserError(f"step={step.index}: the run {forced.run.name!r} recorded no token ids")
+    return tokens.tolist()
 
 
 def _empty(folder: Path) -> None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import struct
-import threading
 from typing import Any, BinaryIO
 
 from .chip import Chip
-from .native import unbuffer_stdout
+from .native import end_with, unbuffer_stdout
 from .tensors import Failure, Slot
 
 
 def answer_frames(chip: Chip, source: int, sink: int) -> None:
     """Answer requests until the other side closes its end."""
     unbuffer_stdout()
-    _end_with(source)
+    end_with(source)
     with os.fdopen(source, "rb") as requests, os.fdopen(sink, "wb") as answers:
         while True:
             request = _read(requests)
@@ -67,15 +65,3 @@ def _fill(requests: BinaryIO, memory: memoryview) -> None:
         if not count:
             raise Failure("the request broke off")
         at += count
-
-
-def _end_with(source: int) -> None:
-    """End at once when the other side is gone, also in the middle of a long call."""
-
-    def watch() -> None:
-        poll = select.poll()
-        poll.register(source, 0)
-        poll.poll()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

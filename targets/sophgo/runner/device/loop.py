@@ -5,16 +5,19 @@ One sequence, one token at a time. The same loop as the host's, in plain Python:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .cache import Cache
 from .files import Package
 from .numbers import real, stored, whole
 from .tensors import Failure, Model, Slot
 
-#: Is told of every tensor: its record (what the dump's manifest says of it) and its stored bytes.
-See = Callable[[dict[str, Any], bytes], None]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    #: Is told of every tensor: its record (what the dump's manifest says of it) and its stored bytes.
+    See = Callable[[dict[str, Any], bytes], None]
 
 
 class Loop:
@@ -87,15 +90,17 @@ class Loop:
             told.made(role, name, slot, facts, raw)
 
     def _shown(self, name: str) -> list[tuple[str, Slot, dict[str, Any]]]:
-        """A model's tensors with what the package knows of them, in the order in which they are computed."""
+        """A model's tensors with what the package knows of them, in the order in which they are computed;
+        inner ones that it does not know are left out, but for those that a live object chose to trace."""
         model, known = self._models[name], self._package.models[name]
-        outputs = list(zip(["output"] * len(model.outputs), model.outputs, known["outputs"]))  # noqa: B905
-        unnamed = {"tap": None, "axes": "", "rank": 1 << 30}
-        inner = [
-            ("inner", slot, known["inner"].get(slot.name, {**unnamed, "shape": list(slot.shape)}))
-            for slot in model.inner
-        ]
-        return sorted(outputs + inner, key=lambda item: item[2]["rank"])
+        shown = list(zip(["output"] * len(model.outputs), model.outputs, known["outputs"]))  # noqa: B905
+        for slot in model.inner:
+            if slot.name in known["inner"]:
+                shown.append(("inner", slot, known["inner"][slot.name]))
+            elif known["file"] is None:
+                unnamed = {"tap": None, "axes": "", "shape": list(slot.shape), "rank": 1 << 30}
+                shown.append(("inner", slot, unnamed))
+        return sorted(shown, key=lambda item: item[2]["rank"])
 
     def _refuse_holes(self) -> None:
         """A segment without a mask attends to every row that it is handed, those that hold nothing too."""

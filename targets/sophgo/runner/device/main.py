@@ -15,7 +15,7 @@ from .files import Package
 from .frames import answer_frames
 from .live import live_models, load_object
 from .loop import Loop
-from .native import unbuffer_stdout
+from .native import end_with, unbuffer_stdout
 from .numbers import ROUNDINGS
 from .run import run, to_stderr
 from .serve import Keyboard, serve
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     unbuffer_stdout()
+    if options.parent is not None:
+        end_with(options.parent)
     package, chip = Package(options.package), Chip(folder=options.lib)
     try:
         run(package, _load(package, chip, options), options.out, rounding=options.rounding, say=to_stderr)
@@ -112,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             "--object", metavar="MODULE:CLASS[:ARG]", help="the original device module, instead of a runtime"
         )
     run_.add_argument("--out", default="dump", help="folder of the dump, new or empty (dump)")
+    run_.add_argument("--parent", type=int, metavar="FD", help="a pipe whose other end, closed, ends the run")
     info.add_argument("models", nargs="+", help=".cvimodel or .bmodel files")
     frames.add_argument("chip", help="models built for another one are refused")
     frames.add_argument("source", type=int, help="file descriptor that requests come from")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
+import threading
 from collections.abc import Sequence
 
 from .tensors import Failure
@@ -31,3 +33,15 @@ def unbuffer_stdout() -> None:
     process = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError, ValueError):
         process.setvbuf(ctypes.c_void_p.in_dll(process, "stdout"), None, 2, 0)
+
+
+def end_with(pipe: int) -> None:
+    """End at once when the other side of a pipe is gone, also in the middle of a long call."""
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(pipe, 0)
+        poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
