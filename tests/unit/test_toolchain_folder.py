@@ -104,7 +104,11 @@ def test_the_reason_of_a_failed_install_is_told_to_whoever_asks_later(monkeypatc
     monkeypatch.setenv("PARITY_PYTHON310", "/no/such/python")
     with pytest.raises(UserError, match="/no/such/python"):
         install.install(install.Request(), Silent())
-    assert "the last install failed: PARITY_PYTHON310='/no/such/python'" in str(why_missing())
+    assert str(why_missing()) == (
+        "toolchain=tpu-mlir: is not installed; the last install failed: PARITY_PYTHON310='/no/such/python': "
+        "cannot be executed (No such file or directory); `parity toolchain install tpu-mlir` installs one, "
+        "`parity toolchain use PATH` adopts one"
+    )
 
 
 @pytest.fixture

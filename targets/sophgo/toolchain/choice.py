@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,14 @@ def choice_file() -> Path:
 
 
 def failure_file() -> Path:
-    """Why the last install failed, in its own words; gone after one that did not."""
+    """Why the last install failed; gone after one that did not."""
     return folder() / "tpu-mlir.failed"
+
+
+def keep_failure(error: UserError) -> None:
+    """Keep what was wrong, without what to do about it: the first clause of the error."""
+    with suppress(OSError):
+        failure_file().write_text(re.split(r"; |\. ", str(error))[0], encoding="utf-8")
 
 
 def installed() -> Toolchain:

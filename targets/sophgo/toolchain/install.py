@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import shutil
 import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 
-from .choice import failure_file, folder, from_facts, read_facts, to_facts, write_choice, write_facts
+from .choice import (
+    failure_file,
+    folder,
+    from_facts,
+    keep_failure,
+    read_facts,
+    to_facts,
+    write_choice,
+    write_facts,
+)
 from .hostlibs import host
 from .interpreter import find_python
 from .lock import locked
@@ -77,8 +85,7 @@ def _make_or_say(request: Request, root: Path, stages: Stages) -> dict[str, obje
         if not (root / MARKER).is_file():
             shutil.rmtree(root, ignore_errors=True)
         if isinstance(error, UserError):
-            with suppress(OSError):
-                failure_file().write_text(str(error), encoding="utf-8")
+            keep_failure(error)
         raise
     failure_file().unlink(missing_ok=True)
     return facts
