@@ -12,7 +12,7 @@ import numpy as np
 
 from parity.harness.errors import CandidateError, UserError, did_you_mean
 
-from . import process, store
+from . import crash, process, store
 from .interpreter import Interpreter
 from .job import Top, sha256
 from .mlir import read_graph
@@ -51,7 +51,7 @@ def calibrate(
             f"calibration: there are no samples for {name}; give a scenario with at least one step"
         )
     digest = _digest(name, graph, samples, toolchain, calibrator)
-    place = cache / "calibration" / f"{name}-{calibrator}-{digest}.txt"
+    place = cache.absolute() / "calibration" / f"{name}-{calibrator}-{digest}.txt"
     if place.is_file():
         return place
     top = convert(name, graph, toolchain, cache, beat)
@@ -102,10 +102,10 @@ def _by_stock(
     )
     if ended.status or not (folder / "table.txt").is_file():
         kept = store.keep(folder, folder.parent / f"{top.folder.name}.failed")
-        last = [line for line in ended.output.splitlines() if line.strip()][-1:]
+        told = crash.last_error(ended) or "it said nothing"
         raise CandidateError(
-            f"{top.mlir.stem}: the stock calibrator failed ({process.ending(ended.status)}): "
-            f"{last[0].strip() if last else 'it said nothing'}; the whole log: {kept / 'log.txt'}"
+            f"{top.mlir.stem}: the stock calibrator failed ({process.ending(ended.status)}): {told}; "
+            f"the whole log: {kept / 'log.txt'}"
         )
     return read_calibration(folder / "table.txt")
 

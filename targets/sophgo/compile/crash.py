@@ -1,4 +1,4 @@
-"""What the compiler prints when it dies, as one sentence: the operator by our name, its own reason, the log."""
+"""What the compiler prints when it dies, in one sentence: the operator by our name, its reason, the log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx
 
 from parity.harness.errors import CandidateError, ParityError, UserError
 
-from .lint import Finding
+from .finding import Finding
 from .mlir import Graph, unescape
 from .process import Ended, ending
 
@@ -61,8 +61,7 @@ def compiler(where: str, stage: str, ended: Ended, log: Path, known: Known) -> P
 
 def converter(where: str, graph: onnx.ModelProto, ended: Ended, log: Path, known: Known) -> ParityError:
     """The sentence for a graph that the converter does not take."""
-    lines = [line.strip() for line in ended.output.splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)), "")
+    last = last_error(ended)
     if unsupported := re.search(r"Op not support:\{(.+)\}", last):
         return CandidateError(f"{where}: {_unsupported(unsupported[1], graph, known)}; the whole log: {log}")
     if "dynamic dim" in last:
@@ -75,6 +74,12 @@ def converter(where: str, graph: onnx.ModelProto, ended: Ended, log: Path, known
     return CandidateError(
         f"{where}: the converter failed{at}: {last or _last_words(ended)}; the whole log: {log}"
     )
+
+
+def last_error(ended: Ended) -> str:
+    """The last line with which a Python program gave up."""
+    lines = (line.strip() for line in reversed(ended.output.splitlines()))
+    return next((line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)), "")
 
 
 def reason(lines: Sequence[str]) -> str:

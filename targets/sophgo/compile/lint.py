@@ -13,6 +13,7 @@ import onnx
 from onnx import NodeProto
 
 from .chips import Chip, Mode, chip_named, mode_for
+from .finding import Finding
 from .opset import load
 from .view import View
 
@@ -36,22 +37,6 @@ _NO_BM1684 = {name: _NO_CV18XX[name] for name in ("ScatterElements", "ScatterND"
 _VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 #: Bytes of a block that Tile can copy on CV18xx; its strides have 16 bits.
 _TILE_BYTES = 65536
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One form. `op` names operator and value; severity is `abort`, `wrong` (computes garbage) or `note`."""
-
-    op: str
-    tap: str | None
-    what: str
-    rewrite: str
-    severity: str
-    value: str = ""
-
-    def __str__(self) -> str:
-        where = f"{self.tap} ({self.op})" if self.tap else self.op
-        return f"{self.severity}: {where}: {self.what}; {self.rewrite}"
 
 
 def lint(
@@ -199,13 +184,13 @@ class _Rules:
                     yield self._found(
                         node,
                         "wrong",
-                        f"blocks of {block} bytes are repeated, and {self.chip.name} gets {_TILE_BYTES} or more wrong",
+                        f"repeats blocks of {block} bytes; {self.chip.name} gets {_TILE_BYTES} and more wrong",
                         "instead of repeating keys and values, stack the queries of a group",
                     )
                     break
 
     def _empty_program(self) -> Iterator[Finding]:
-        """What only looks at parts of an input, before a step of the chip's own processor, is an empty program."""
+        """Looking at parts of an input before a step of the chip's own processor is an empty program."""
         late: set[str] = set()
         early: list[NodeProto] = []
         cpu: NodeProto | None = None
@@ -259,6 +244,6 @@ class _Rules:
                 yield self._found(
                     node,
                     "note",
-                    f"attention in f16 becomes a kernel on {self.chip.name}, which cannot be built for some shapes",
+                    f"f16 attention becomes a kernel on {self.chip.name}, which fails for some shapes",
                     "if it does, use bf16",
                 )

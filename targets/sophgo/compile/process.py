@@ -32,7 +32,12 @@ class Ended:
 
 
 def run(
-    command: Sequence[str | Path], *, env: Mapping[str, str], cwd: Path, log: Path, beat: Callable[[], None]
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    log: Path,
+    beat: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run a child to its end and append what it was called with and what it printed to `log`.
 
@@ -105,7 +110,7 @@ def _running(child: subprocess.Popen[Any]) -> bool:
 
 
 def _die_with_parent() -> None:
-    """In the child, before it becomes the compiler: Linux kills it when this process goes, in whatever way."""
+    """In the child, before it becomes the compiler: Linux kills it when this process goes, however."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

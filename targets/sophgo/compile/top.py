@@ -42,7 +42,7 @@ def convert(
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise UserError(f"name={name!r}: a net's name has letters, digits and _ only; choose another")
     digest = hashlib.sha256(f"{LAYOUT} {name} {toolchain.version} ".encode() + graph).hexdigest()[:24]
-    place = cache / "top" / f"{name}-{digest}"
+    place = cache.absolute() / "top" / f"{name}-{digest}"
     return _stored(place, name) or _Conversion(name, graph, toolchain, beat, dict(taps or {})).run(place)
 
 
