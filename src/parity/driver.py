@@ -25,11 +25,19 @@ from parity.harness.trace import Run, Trace
 from parity.harness.values import Values
 
 from .cases import build_case, build_module_case
-from .floors import dtypes_of, noise_floor, rules_of, store_floors, stored_floors
+from .floors import (
+    dtypes_of,
+    emulated_floor,
+    noise_floor,
+    quantization,
+    rules_of,
+    store_floors,
+    stored_floors,
+)
 from .provenance import environment, isolated_of, observer_findings, side_of
 from .recorder import Job, check_spec, record, reference_values, refuse_itself, stored
 from .request import Request
-from .stagewise import planned, unstaged, with_stages
+from .stagewise import emulation_of, planned, unstaged, with_stages
 
 DEFAULT_CANDIDATES = ("segmented", "onnx", "prefilled")
 
@@ -176,7 +184,7 @@ class _Driver:
         comparison = compare_runs(
             reference,
             run,
-            rules=self._rules(reference, run, live=spec.kind != "stored"),
+            rules=self._rules(reference, run, spec),
             sides=(side, side_of(run, spec.label, path)),
             isolated=isolated,
             taps=self.request.taps,
@@ -206,13 +214,23 @@ class _Driver:
         asked, work = self.request, _cache() / "work"
         return Job(spec, case, asked.options, self.trace, work, asked.replay, reference, asked.limit)
 
-    def _rules(self, reference: Run, candidate: Run, *, live: bool = True) -> Rules:
-        """How the candidate's run is judged: the tolerance, with the noise floor where it decides."""
-        floors = self._floors(reference, candidate, live=live) if self.tolerance.kind == "auto" else {}
+    def _rules(self, reference: Run, candidate: Run, spec: Spec | None = None) -> Rules:
+        """How a run is judged: the tolerance, with the noise floor where it decides."""
+        floors = self._floors(reference, candidate, spec) if self.tolerance.kind == "auto" else {}
         return rules_of(self.tolerance, floors, reference, candidate)
 
-    def _floors(self, reference: Run, candidate: Run, *, live: bool) -> dict[str, Floor]:
-        """The noise floor: as stored beside the reference, else (`live`) measured on the case and stored."""
+    def _floors(self, reference: Run, candidate: Run, spec: Spec | None) -> dict[str, Floor]:
+        """The noise floor: as stored beside the reference, else measured on the case and stored.
+
+        Nothing is measured for a stored candidate. A quantized one is held against its emulation.
+        """
+        live = spec is None or spec.kind != "stored"
+        if quantization(candidate):
+            emulation = emulation_of(spec, own_module=self.request.own_module) if spec and live else None
+            if emulation is None:
+                return {}
+            job = self._job(emulation, reference_values(reference))
+            return emulated_floor(job, candidate, _cache(), progress=self.progress)
         dtypes = dtypes_of(reference, candidate)
         held = self.reference_spec.name if self.reference_spec.kind == "stored" else self.trace
         floors = stored_floors(held, reference, dtypes)

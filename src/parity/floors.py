@@ -19,9 +19,10 @@ from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import floors_from
 from parity.harness.judge import Floor
 from parity.harness.progress import Progress
+from parity.harness.quantized import CEILINGS, around, ceilings
 from parity.harness.rows import Rules
 from parity.harness.target import Options, parse_spec
-from parity.harness.tolerance import AUTO, PROFILES, Tolerance
+from parity.harness.tolerance import AUTO, Tolerance
 from parity.harness.trace import Run, Trace, TraceWriter
 
 from .cases import case_provenance
@@ -45,6 +46,10 @@ def noise_floor(
     path = cache / "floors" / f"{_digest(case, dtype)}.json"
     if not path.exists():
         _write(path, _measure(case, dtype, progress))
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Floor]:
     return {tap: Floor(**level) for tap, level in json.loads(path.read_text()).items()}
 
 
@@ -94,12 +99,41 @@ def _write(path: Path, floors: Mapping[str, Floor]) -> None:
 
 
 def rules_of(tolerance: Tolerance, floors: Mapping[str, Floor], *runs: Run) -> Rules:
-    """Where no floor is known, narrow formats and quantized arithmetic are judged by their profiles."""
-    named = (NARROW.get(name, name) for name in dtypes_of(*runs))
-    computed = next((name for name in named if name in PROFILES), None)
-    if tolerance.kind == AUTO and not floors and computed is not None:
-        tolerance = replace(tolerance, profile=computed, source=tolerance.source or AUTO)
+    """Quantized arithmetic never passes its ceiling; a narrow format without a floor has its profile."""
+    if tolerance.kind != AUTO:
+        return Rules(tolerance, {})
+    quantized = quantization(*runs)
+    if quantized:
+        return Rules(tolerance, ceilings(quantized, runs) | dict(floors))
+    profile = next((NARROW[name] for name in dtypes_of(*runs) if name in NARROW), None)
+    if not floors and profile is not None:
+        tolerance = replace(tolerance, profile=profile, source=tolerance.source or AUTO)
     return Rules(tolerance, floors)
+
+
+def quantization(*runs: Run) -> str | None:
+    """The quantized arithmetic that a run was computed in, if one was."""
+    return next((name for name in dtypes_of(*runs) if name in CEILINGS), None)
+
+
+def emulated_floor(job: Job, candidate: Run, cache: Path, *, progress: Progress) -> dict[str, Floor]:
+    """What quantization alone does to each tap: the target's emulation, run on the reference's tokens."""
+    assert job.reference is not None
+    reference, profile = job.reference.run, quantization(candidate)
+    assert profile is not None
+    made = [reference.label, reference.provenance.get("weights"), reference.provenance.get("scenario_digest")]
+    known = json.dumps(
+        [VERSION, *made, job.spec.text, candidate.provenance["details"]], sort_keys=True, default=str
+    )
+    path = cache / "floors" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.json"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(prefix="parity-floor-") as folder:
+            own = replace(
+                job, path=Path(folder) / "floor.h5", replay="free" if job.replay == "free" else "forced"
+            )
+            label = record(own, progress=progress)
+            _write(path, floors_from(reference, [Trace(own.path)[label]]))
+    return around(_read(path), profile)
 
 
 def dtypes_of(*runs: Run) -> tuple[str, ...]:

@@ -55,6 +55,17 @@ def planned(specs: Sequence[Spec], *, own_module: bool) -> list[list[Planned]]:
     return chains
 
 
+def emulation_of(spec: Spec, *, own_module: bool) -> Spec | None:
+    """The target's emulation of a quantized candidate; None where it has none."""
+    find = getattr(registry.target(spec.name, own_module=own_module), "emulation", None)
+    arg = find(spec.arg) if find else None
+    return (
+        None
+        if arg is None
+        else replace(spec, label=f"{spec.label}@emulated", text=f"{spec.name}:{arg}", arg=arg)
+    )
+
+
 def unstaged(specs: Sequence[Spec]) -> list[list[Planned]]:
     """Each candidate alone."""
     return [[Planned(spec, "", own=True)] for spec in specs]

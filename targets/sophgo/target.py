@@ -16,7 +16,7 @@ from parity.harness.values import Values
 
 from ..onnx.build import choose_segments
 from ..onnx.session import CachePlan, assemble, plan_cache
-from .asked import Asked, parse_arg
+from .asked import LEVELS, Asked, parse_arg
 
 if TYPE_CHECKING:
     from .levels import Level
@@ -91,6 +91,14 @@ class ChipTarget:
             raise UserError(f"stages: {self.name}:{arg} is one stage itself; leave out its path and level")
         more = f"{arg}+" if arg else ""
         return [(f"{more}{level}", makes) for level, makes in STAGES]
+
+    def emulation(self, arg: str) -> str | None:
+        """The argument of the compiler's interpreter of the same quantized graph; None where it is that."""
+        asked = self.asked(arg)
+        if asked.path is not None or asked.level not in ("sim", "tapped"):
+            return None
+        words = [word for word in arg.split("+") if word and word not in LEVELS]
+        return "+".join([*words, "tpu"])
 
     def asked(self, arg: str) -> Asked:
         """What an argument says."""

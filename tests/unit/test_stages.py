@@ -1,0 +1,123 @@
+"""Which stage is guilty: runs that differ by one stage, faults planted in it."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from parity.harness.rows import Rules
+from parity.harness.stages import INSTRUMENTATION, Played, guilty, hold_stages
+from parity.harness.tolerance import load_tolerance
+
+
+def _load(name: str) -> ModuleType:
+    """A helper module beside this file: tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+factory = _load("run_factory")
+TAPS = ("a", "b", "c")
+FP32 = Rules(load_tolerance("fp32"), {})
+BF16 = Rules(load_tolerance("bf16"), {})
+
+
+def nudge(size: float):
+    return lambda values: values + np.float32(size)
+
+
+def moved(size: float, taps=TAPS):
+    """Changes for every step of some taps."""
+    return {(tap, step): nudge(size) for tap in taps for step in range(3)}
+
+
+def chain(*, top=None, tpu=None, sim=None, hide=()) -> list[Played]:
+    """reference, onnx, top, tpu, sim; the number format moves everything by 1e-3 from tpu on."""
+
+    def run(name, changes, skip=()):
+        fused = [{"taps": tap, "reason": "fused", "steps": None} for tap in dict(skip)]
+        return factory.simple(name, changes=changes, skip=skip, unobserved=fused)
+
+    tpu = moved(1e-3) if tpu is None else tpu
+    hidden = [(tap, step) for tap in hide for step in range(3)]
+    return [
+        Played("torch", "", run("torch", {})),
+        Played("cvi/onnx", "export", run("onnx", {}), rules=FP32),
+        Played("cvi/top", "conversion", run("top", top or {}), rules=FP32),
+        Played("cvi/tpu", "quantization", run("tpu", tpu), rules=BF16),
+        Played("cvi", "code generation", run("sim", tpu if sim is None else sim, hidden), as_moved=True),
+    ]
+
+
+def names(stages):
+    return [(stage.name, stage.verdict) for stage in stages]
+
+
+def test_a_healthy_pipeline_has_no_guilty_stage():
+    stages = hold_stages(chain())
+    assert [verdict for _, verdict in names(stages)] == ["parity"] * 4
+    assert guilty(stages) is None
+
+
+def test_the_stage_that_departs_is_named_with_its_first_tap():
+    for fault, name in (
+        ({"top": moved(0.5, ("b",))}, "conversion"),
+        ({"tpu": moved(5.0, ("c",))}, "quantization"),
+        ({"sim": {**moved(1e-3), ("b", 1): nudge(3.0)}}, "code generation"),
+    ):
+        cause = guilty(hold_stages(chain(**fault)))
+        assert cause is not None
+        assert cause.name == name
+        assert cause.tap == {"conversion": "b", "quantization": "c", "code generation": "b"}[name]
+
+
+def test_what_a_stage_passes_on_is_not_charged_to_the_next():
+    wrong = moved(5.0, ("b", "c"))
+    stages = hold_stages(chain(top=wrong, tpu=wrong, sim=wrong))
+    assert names(stages)[1:] == [
+        ("conversion", "divergence"), ("quantization", "parity"), ("code generation", "parity")
+    ]  # fmt: skip
+
+
+def test_code_generation_may_move_a_tap_as_much_as_the_format_did_and_no_more():
+    assert guilty(hold_stages(chain(sim=moved(2e-3)))) is None
+    cause = guilty(hold_stages(chain(sim=moved(0.05))))
+    assert cause is not None
+    assert cause.name == "code generation"
+
+
+def test_an_instrumented_build_places_what_the_plain_one_hides():
+    wrong = {**moved(1e-3), **moved(3.0, ("b", "c"))}
+    played = chain(sim=wrong, hide=("b",))
+    assert guilty(hold_stages(played)).tap == "c"
+    closer = Played("cvi/tapped", INSTRUMENTATION, factory.simple("tapped", changes=wrong))
+    stages = hold_stages([*played[:-1], replace(played[-1], closer=closer)])
+    assert guilty(stages).tap == "b"
+    assert names(stages)[-1] == (INSTRUMENTATION, "parity")
+
+
+def test_a_stage_that_cannot_be_looked_at_shares_the_blame_with_the_next():
+    played = chain(sim=moved(3.0))
+    played[3] = Played("cvi/tpu", "quantization", None, failure="the interpreter ended")
+    played[4] = replace(played[4], rules=BF16)
+    stages = hold_stages(played)
+    shared = "quantization or code generation"
+    assert names(stages)[2:] == [("quantization", "failed"), (shared, "divergence")]
+    assert guilty(stages).name == shared
+
+
+def test_a_stage_after_which_nothing_runs_is_guilty_in_its_own_words():
+    played = chain()
+    played[4] = Played("cvi", "code generation", None, failure="it aborts at load")
+    cause = guilty(hold_stages(played))
+    assert cause.name == "code generation"
+    assert "it aborts at load" in cause.evidence
+    assert "quantization changed no more than allowed" in cause.evidence
