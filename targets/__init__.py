@@ -19,4 +19,5 @@ MODULE_TARGETS: dict[str, str] = {
     "cvi": "parity.targets.sophgo.module_target:cvi_module",
     "bm1684x": "parity.targets.sophgo.module_target:bm1684x_module",
     "module": "parity.targets.module:ModuleTarget",
+    "dump": "parity.targets.dump:DumpTarget",
 }

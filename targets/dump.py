@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from parity.harness.case import Case, Step, plan
+from parity.harness.case import Case, ModuleCase, Step
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options
 from parity.harness.tracer import trace_tensor
-from parity.harness.values import Values
+from parity.harness.values import Values, token_axis
 
-from .dumps.core import Contents, Dumped
+from .dumps.against import (
+    check_tokens,
+    fed_by,
+    originals_of,
+    refuse_other_case,
+    refuse_strange,
+    shapes_of,
+    steps_of,
+    taps_of,
+)
+from .dumps.core import Contents, Dumped, ReadOptions
 from .dumps.detect import detect, open_dump, parse, reader
-from .dumps.facts import absent, computed_in, said_of_case, substitutions
+from .dumps.facts import absent, computed_in, substitutions
 from .dumps.naming import Naming
-from .dumps.recording import IDS, Player, check_ids
+from .dumps.recording import IDS, Played, Player, check_ids
 
-#: Names that are listed of the dump where none is a tap.
-LISTED = 6
+#: What a dump's session plays at a step: the tap that an entry is, and the entry.
+Entries = Mapping[int, list[tuple[str, Dumped]]]
 
 
 class DumpTarget:
@@ -46,7 +55,7 @@ class DumpTarget:
 
     def prepare(
         self,
-        case: Case,
+        case: Case | ModuleCase,
         *,
         arg: str,
         options: Options,
@@ -54,107 +63,55 @@ class DumpTarget:
         workdir: Path,
         progress: Progress,
     ) -> DumpSession:
-        """Open the dump, name its entries, refuse one of another case."""
+        """Open the dump, name its entries, refuse one of another case; nothing is loaded."""
         path, kind, said, offset = _parsed(arg)
         contents = open_dump(path, kind, said)
-        _refuse_other_case(contents, case)
-        naming = Naming(options.mapping, _known(case, reference), case.model.renames)
-        player = Player(contents, naming, step_offset=offset, shapes=_shapes(reference), transforms=False)
+        refuse_other_case(contents, case)
+        naming = Naming(options.mapping, taps_of(case, reference), originals_of(case))
+        player = Player(contents, naming, step_offset=offset, shapes=shapes_of(reference), transforms=False)
         entries = _by_step(player, progress)
-        _refuse_strange(player, path)
-        _check_tokens(player, case, reference)
-        return DumpSession(player, entries, _facts(player, case, path, options))
+        refuse_strange(player, path)
+        check_tokens(player, case, reference)
+        return DumpSession(player, entries, _facts(player, case, path, options), forced=reference is not None)
 
 
-def _parsed(arg: str) -> tuple[Path, str | None, Any, int]:
+def _parsed(arg: str) -> tuple[Path, str | None, ReadOptions, int]:
     path, kind, said = parse(arg)
     offset = said.number("step_offset", 0)
     settings = {name: value for name, value in said.settings.items() if name != "step_offset"}
-    return path, kind, type(said)(said.manifest, settings), offset
+    return path, kind, replace(said, settings=settings), offset
 
 
-def _known(case: Case, reference: Values | None) -> list[str]:
-    """The taps that the dump may hold, in execution order."""
-    taps = reference.run.taps if reference is not None else [IDS, *case.model.taps]
-    return list(dict.fromkeys(taps))
-
-
-def _shapes(reference: Values | None) -> dict[tuple[str, int, int], tuple[int, ...]]:
-    records = reference.run.records() if reference is not None else ()
-    return {(record.tap, record.step, record.call): record.shape for record in records}
-
-
-def _by_step(player: Player, progress: Progress) -> dict[int, list[tuple[str, Dumped]]]:
-    """Every entry under its step, with the tap that it is; nothing is loaded."""
+def _by_step(player: Player, progress: Progress) -> Entries:
+    """Every entry under its step, with the tap that it is. UserError for calls that leave some out."""
     steps: dict[int, list[tuple[str, Dumped]]] = {}
+    calls: dict[tuple[str, int], int] = {}
     with progress.stage(f"reading {player.contents.kind}", player.contents.count or 1) as bar:
         for entry in player.contents.entries:
-            steps.setdefault(player.step(entry), []).append((player.note(entry), entry))
+            tap, step = player.note(entry), player.step(entry)
+            expected = calls.get((tap, step), 0)
+            if entry.call != expected:
+                raise UserError(
+                    f"tap={tap!r}: the dump has call {entry.call} of step {step} where call {expected} "
+                    "should be; import it with `parity import` and name the run"
+                )
+            calls[tap, step] = expected + 1
+            steps.setdefault(step, []).append((tap, entry))
             bar.advance()
     return steps
 
 
-def _refuse_strange(player: Player, path: Path) -> None:
-    """UserError where nothing in the dump is a tap of the case."""
-    matching = player.summary.matching
-    if not matching.rules:
-        names = ", ".join(list(matching.unmatched)[:LISTED]) or "nothing"
-        taps = ", ".join(player.summary.absent[:LISTED])
-        raise UserError(
-            f"dump:{path}: holds {names} ..., none of which is a tap of this case ({taps} ...); it is of "
-            "another model, or its names need a --map file"
-        )
-
-
-def _refuse_other_case(contents: Contents, case: Case) -> None:
-    """UserError for a dump that says it is of another model, other weights or another scenario."""
-    own = {"model": case.model.name, "weights": case.weights, "policy": str(case.scenario.policy)}
-    for name, wanted in own.items():
-        found = said_of_case(contents.facts, name)
-        if found is not None and found != wanted:
-            raise UserError(f"dump: is of {name} {found[:60]!r}, but this case has {wanted[:60]!r}")
-    scenario = contents.facts.get("scenario")
-    said = scenario if isinstance(scenario, Mapping) else {}
-    ours = case.scenario.to_json()
-    for name in ("policy", "resets", "padding"):
-        if name in said and not _same(said[name], ours[name]):
-            raise UserError(
-                f"dump: is of a scenario with {name} {said[name]!r}, but this case has {ours[name]!r}"
-            )
-
-
-def _same(one: Any, other: Any) -> bool:
-    return list(one) == list(other) if isinstance(one, (list, tuple)) else bool(one == other)
-
-
-def _check_tokens(player: Player, case: Case, reference: Values | None) -> None:
-    """UserError, before anything is played, for ids other than the case's."""
-    fed = dict(player.fed)
-    if not fed and player.contents.tokens is not None:
-        fed = {0: player.contents.tokens}
-    steps = {step.index: step for step in plan(case.scenario)}
-    for index, tokens in fed.items():
-        step = steps.get(index)
-        if step is None:
-            continue
-        wanted = reference.tokens(index) if reference is not None else None
-        if wanted is None and step.tokens is not None:
-            wanted = np.array(step.tokens, np.int64)
-        if wanted is not None:
-            check_ids("the dump", index, tokens, wanted)
-
-
-def _facts(player: Player, case: Case, path: Path, options: Options) -> Facts:
+def _facts(player: Player, case: Case | ModuleCase, path: Path, options: Options) -> Facts:
     contents, summary = player.contents, player.summary
     dtype, doubt = computed_in(contents, summary.dtypes, options.dtype)
+    steps = steps_of(case)
     said = [*substitutions(summary), *([doubt] if doubt else []), *contents.notes]
-    if not player.fed and contents.tokens is None:
+    if not isinstance(case, ModuleCase) and not fed_by(player):
         said.append("the dump holds no token ids: that it is of this prompt is unproven")
-    steps = [step.index for step in plan(case.scenario)]
-    others = sorted(summary.steps - set(steps))
-    if others:
-        said.append(f"steps {others[0]}..{others[-1]} of the dump are beyond the scenario and left out")
+    if others := sorted(summary.steps - set(steps)):
+        said.append(f"the dump has steps {others[0]}..{others[-1]} beyond the scenario, which are left out")
     known = [tap for tap in summary.matching.known or () if tap != IDS]
+    warnings = [] if contents.facts.get("complete", True) else [_incomplete(contents)]
     return Facts(
         dtype=dtype,
         layout="dump",
@@ -166,55 +123,69 @@ def _facts(player: Player, case: Case, path: Path, options: Options) -> Facts:
             "dump": {"kind": contents.kind, "path": str(path)},
             "rules": summary.matching.rules,
             "unmatched": list(summary.matching.unmatched),
-            **({"warnings": _incomplete(contents)} if contents.facts.get("complete") is False else {}),
+            **({"warnings": warnings} if warnings else {}),
         },
     )
 
 
-def _incomplete(contents: Contents) -> list[str]:
-    return [f"the dump of kind {contents.kind} is incomplete: the device was stopped while it wrote"]
+def _incomplete(contents: Contents) -> str:
+    return f"the dump of kind {contents.kind} is incomplete: the device was stopped while it wrote"
 
 
 @dataclass
 class DumpSession:
-    """Plays the records of a dump, step by step."""
+    """Plays the records of a dump, step by step; `forced` where the tokens are a reference's."""
 
     player: Player
-    entries: Mapping[int, list[tuple[str, Dumped]]]
+    entries: Entries
     facts: Facts
+    forced: bool
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
     ) -> np.ndarray | None:
         """Record everything that the dump holds of a step; its logits, where they are among it."""
-        fed = self.player.fed.get(step.index)
+        fed = fed_by(self.player).get(step.index)
         if fed is not None:
-            check_ids("the dump", step.index, fed, tokens)
+            self._check(step, tokens, fed)
         logits = None
         for tap, entry in self.entries.get(step.index, ()):
             played = self.player.play(entry, tap)
             if tap == IDS:
-                check_ids("the dump", step.index, played.array, tokens)
+                self._check(step, tokens, played.array)
                 continue
-            trace_tensor(
-                self.player.naming.recorded(entry), played.array, axes=played.axes, positions=played.positions
-            )
+            name = self.player.naming.recorded(entry)
+            trace_tensor(name, played.array, axes=_axes(played, positions), positions=played.positions)
             logits = played.array if tap == "logits" else logits
         return None if logits is None else last_rows(logits, positions)
+
+    def _check(self, step: Step, tokens: np.ndarray, fed: np.ndarray) -> None:
+        if not self.forced and step.tokens is None and not np.array_equal(np.atleast_2d(fed), tokens):
+            raise UserError(
+                f"dump: step {step.index} was fed ids that its own logits do not predict; it was forced. As "
+                "a reference import it with `parity import` and name the run, which keeps its ids"
+            )
+        check_ids("the dump", step.index, fed, tokens)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
+def _axes(played: Played, positions: np.ndarray) -> str:
+    """The axes of a record; none for rows whose positions nobody states, so that they align by call."""
+    at = token_axis(played.axes)
+    told = at is None or played.positions is not None or played.array.shape[at] <= positions.shape[-1]
+    return played.axes if told else ""
+
+
 def last_rows(logits: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
     """Logits `[B, V]` of each sequence's last real token, from `[B, V]`, `[B, 1, V]` or `[B, T, V]`."""
     batch, width = positions.shape
-    if (
-        logits.ndim not in (2, 3)
-        or logits.shape[0] != batch
-        or (logits.ndim == 3 and logits.shape[1] not in (1, width))
-    ):
+    if logits.ndim not in (2, 3) or logits.shape[0] != batch:
+        return None
+    if logits.ndim == 3 and logits.shape[1] not in (1, width):
         return None
     if logits.ndim == 3:
-        logits = logits[np.arange(batch), positions.argmax(axis=1) if logits.shape[1] > 1 else 0]
+        last = positions.argmax(axis=1) if logits.shape[1] > 1 else np.zeros(batch, np.int64)
+        logits = logits[np.arange(batch), last]
     return np.asarray(logits, np.float32)
