@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: `max`: ours, from the Top interpreter. The others are methods of the stock calibrator.
 CALIBRATORS = ("max", "stock", "stock-mse", "stock-max", "stock-percentile9999")
 
+#: What the stock calibrator calls the operators that it wants kept in float.
+STOCK_QTABLE = "shape_pattern_qtable"
+
 Samples = Sequence[Mapping[str, np.ndarray]]
 
 
@@ -62,6 +65,8 @@ def calibrate(
             table = _by_stock(top, samples, toolchain, folder, calibrator, beat)
         facts = {"onnx": sha256(graph), "net": name, "calibrator": calibrator, "samples": str(len(samples))}
         write_calibration(folder / place.name, Calibration(table.thresholds, facts))
+        if _names_operators(folder / STOCK_QTABLE):
+            os.replace(folder / STOCK_QTABLE, place.with_suffix(".qtable"))
         os.replace(folder / place.name, place)
     return place
 
@@ -108,6 +113,16 @@ def _by_stock(
             f"the whole log: {kept / 'log.txt'}"
         )
     return read_calibration(folder / "table.txt")
+
+
+def qtable_beside(table: Path) -> Path | None:
+    """Operators that the stock calibrator wants kept in float for a table, if it named any."""
+    path = table.with_suffix(".qtable")
+    return path if path.is_file() else None
+
+
+def _names_operators(path: Path) -> bool:
+    return path.is_file() and any(not line.startswith("#") for line in path.read_text().split("\n") if line)
 
 
 def _digest(name: str, graph: bytes, samples: Samples, toolchain: Toolchain, calibrator: str) -> str:

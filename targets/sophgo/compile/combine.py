@@ -35,14 +35,10 @@ def combine(artefacts: Sequence[Artefact], place: Path, toolchain: Toolchain, wo
         raise UserError(f"combine: several nets are called {', '.join(twice)}; give them different names")
     workdir.mkdir(parents=True, exist_ok=True)
     draft = place.with_name(f".{place.name}.{os.getpid()}")
-    command = [
-        toolchain.tool("model_tool"),
-        "--combine",
-        *(artefact.file.resolve() for artefact in artefacts),
-    ]
+    files = [artefact.file.resolve() for artefact in artefacts]
     try:
         ended = process.run(
-            [*command, "-o", draft.resolve()],
+            [toolchain.tool("model_tool"), "--combine", *files, "-o", draft.resolve()],
             env=toolchain.environment(chips[0], workdir),
             cwd=workdir,
             log=workdir / "combine.log",

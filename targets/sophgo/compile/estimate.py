@@ -47,7 +47,7 @@ def check_space(cache: Path, need: Estimate) -> None:
     free = shutil.disk_usage(folder).free / _MB
     if free < need.disk:
         raise UserError(
-            f"cache={str(cache)!r}: compiling takes about {need.disk:.0f} MB of disk and {free:.0f} are free; "
+            f"cache={str(cache)!r}: compiling takes {need.disk:.0f} MB of disk and {free:.0f} are free; "
             "make room, or set PARITY_CACHE to a larger disk"
         )
 

@@ -184,7 +184,7 @@ class _Rules:
                     yield self._found(
                         node,
                         "wrong",
-                        f"repeats blocks of {block} bytes; {self.chip.name} gets {_TILE_BYTES} and more wrong",
+                        f"repeats {block} bytes at once, and {self.chip.name} gets that wrong",
                         "instead of repeating keys and values, stack the queries of a group",
                     )
                     break
