@@ -75,14 +75,14 @@ class AisDump:
     def _entries(self) -> Iterator[Dumped]:
         for number, (sample, files) in enumerate(self.samples.items()):
             for index, path in files:
-                entry = self._entry(index, path)
-                if self.choice.wants(entry.name):
+                name = self.said[index].name if index < len(self.said) else f"output_{index}"
+                if self.choice.wants(name):
+                    entry = self._entry(name, index, path)
                     step = self.choice.step(number, path)
                     yield replace(entry, step=step, meta={"sample": sample, "file": path.name})
 
-    def _entry(self, index: int, path: Path) -> Dumped:
+    def _entry(self, name: str, index: int, path: Path) -> Dumped:
         said = self.said[index] if index < len(self.said) else None
-        name = said.name if said else f"output_{index}"
         if path.suffix == ".npy":
             header = npy_header(path)
             if said and (header.shape, header.logical) != (said.shape, said.dtype):

@@ -74,7 +74,7 @@ class AtbDump:
                 raise bad(table, f"has the execution count {execution[:20]!r}")
             meta = {"shape": row.get("Shape", ""), "dtype": row.get("Dtype", "")}
             found = statistics.entry(name, row, table, meta)
-            if found is not None and self.choice.wants(name):
+            if found is not None and self.choice.wants(found.name):
                 yield replace(found, step=self.choice.step(int(execution), table))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..core import Contents, Dumped, ReadOptions, bad
 from . import statistics
 from .choice import SETTINGS, UNCHECKED, Choice, arithmetic, counted, fed_by
-from .operation import BUFFER, INPUT, OUTPUT, PARTS, SPACE, Operation, entries
+from .operation import BUFFER, INPUT, OUTPUT, PARTS, SPACE, Operation, entry, named
 from .tree import DumpFile, Tree, walk
 
 DEVICE_SETTINGS: Mapping[str, str] = {
@@ -41,15 +42,17 @@ class DeviceDump:
     def _entries(self) -> Iterator[Dumped]:
         many = len(self.tree.models) > 1
         for file in self.tree.files:
+            before = f"{file.model}/" if many else ""
+            after = f":slice{file.name.part}" if file.name.part else ""
             step = self.choice.step(file.iteration, file.path)
-            for part, entry in self._of(file):
-                name = f"{file.model}/{entry.name}" if many else entry.name
-                name += f":slice{file.name.part}" if file.name.part else ""
+            for part, name, make in self._of(file):
+                name = f"{before}{name}{after}"
                 if part in self.parts and self.choice.wants(name):
-                    yield replace(entry, name=name, step=step)
+                    yield replace(make(), name=name, step=step)
 
-    def _of(self, file: DumpFile) -> Iterator[tuple[str, Dumped]]:
-        meta = _meta(file, self.root)
+    def _of(self, file: DumpFile) -> Iterator[tuple[str, str, Callable[[], Dumped]]]:
+        """(part, name, how to make the entry) of each tensor; one that is left out is never made."""
+        meta = _meta(file)
         if file.statistics:
             yield from _statistics(file, meta)
             return
@@ -57,19 +60,18 @@ class DeviceDump:
         operation = replace(operation, name=operation.name or file.name.op_name)
         if operation.tail:
             meta["note"] = f"{operation.tail} bytes after the last tensor were passed over"
-        if file.name.crash:
-            held = tuple(tensor for tensor in operation.tensors if tensor.size)
-            operation = replace(operation, tensors=held)
-        yield from entries(operation, file.path, meta)
+        for name, tensor in named(operation):
+            if tensor.size or not file.name.crash:
+                yield tensor.part, name, partial(entry, name, tensor, operation, file.path, meta)
 
 
-def _meta(file: DumpFile, root: Path) -> dict[str, Any]:
+def _meta(file: DumpFile) -> dict[str, Any]:
     said = {"file": file.path.name, "op_type": file.name.op_type, "task": file.name.task}
     said |= {"time": file.name.time, "model_id": file.model_id, "stream": file.name.stream}
     return {key: value for key, value in said.items() if value not in ("", None)}
 
 
-def _statistics(file: DumpFile, meta: Mapping[str, Any]) -> Iterator[tuple[str, Dumped]]:
+def _statistics(file: DumpFile, meta: Mapping[str, Any]) -> Iterator[tuple[str, str, Callable[[], Dumped]]]:
     for row in statistics.table(file.path):
         part = statistics.column(row, "Input/Output", file.path).strip().lower()
         if part not in PARTS:
@@ -80,7 +82,11 @@ def _statistics(file: DumpFile, meta: Mapping[str, Any]) -> Iterator[tuple[str, 
         told = {**meta, "shape": row.get("Shape", ""), "dtype": row.get("Data Type", "")}
         found = statistics.entry(f"{file.name.op_name}:{part}:{index}", row, file.path, told)
         if found is not None:
-            yield part, found
+            yield part, found.name, partial(_itself, found)
+
+
+def _itself(found: Dumped) -> Dumped:
+    return found
 
 
 def read_device(kind: str, path: Path, options: ReadOptions, parse: Parse) -> Contents:

@@ -154,7 +154,7 @@ def write_logits(
 
     folder.mkdir(parents=True, exist_ok=True)
     for step, array in enumerate(logits):
-        torch.save(to_tensor(array), folder / f"logits_{step}.pth")
+        torch.save(to_tensor(array).reshape(array.shape), folder / f"logits_{step}.pth")
     for number, prompt in enumerate(prompts):
         torch.save(to_tensor(prompt), folder / f"input_ids_{number}.pth")
     for number, ids in enumerate(generated):

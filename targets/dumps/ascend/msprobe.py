@@ -25,6 +25,7 @@ from ..core import (
     checked_shape,
     inside,
     read_object,
+    size_of,
 )
 from ..npy import npy_array
 from ..torch_files import checked_tensor, load_torch
@@ -75,7 +76,8 @@ class MsprobeDump:
             step = self.choice.step(place.step, place.path)
             for key, value in _calls(place.path):
                 for part, name, found in _tensors(key, value, place.path):
-                    if part in self.parts and self.choice.wants(name):
+                    shown = name if _stored(found) else f"{name}:statistics"
+                    if part in self.parts and self.choice.wants(shown):
                         outputs = len(value.get("output") or ())
                         entry = _entry(_Call(key, part, outputs), name, found, place.path)
                         yield from (replace(one, step=step) for one in entry)
@@ -104,10 +106,16 @@ class _Call:
         return (f"{tap}.{at}" if self.outputs > 1 else tap), call
 
 
-def _calls(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    data = read_object(path).get("data")
-    if not isinstance(data, dict):
+def _described(path: Path) -> dict[str, Any]:
+    """What a dump.json says, with an object `data`."""
+    said = read_object(path)
+    if not isinstance(said.get("data"), dict):
         raise bad(path, "has no object `data`; this is no dump of msprobe's")
+    return said
+
+
+def _calls(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    data = _described(path)["data"]
     for key, value in data.items():
         if not isinstance(value, dict):
             raise bad(path, f"{key[:80]!r} holds a {type(value).__name__}, where an object is expected")
@@ -131,20 +139,24 @@ def _opened(given: Any, name: str, path: Path, depth: int) -> Iterator[tuple[str
     if depth > _DEEPEST:
         raise bad(path, f"{name[:80]} is nested deeper than {_DEEPEST}")
     if isinstance(given, dict) and str(given.get("type", "")).endswith("Tensor") and "shape" in given:
-        stored = given.get("data_name")
-        told = isinstance(stored, str) and stored.endswith((".pt", ".npy"))
-        yield (stored.rpartition(".")[0] if told and stored else name), given
+        yield _stored(given).rpartition(".")[0] or name, given
     elif isinstance(given, (dict, list)) and not (isinstance(given, dict) and "type" in given):
         for at, inner in given.items() if isinstance(given, dict) else enumerate(given):
             yield from _opened(inner, f"{name}.{at}", path, depth + 1)
+
+
+def _stored(found: Mapping[str, Any]) -> str:
+    """The file that holds a tensor; empty where only its statistics were dumped."""
+    name = found.get("data_name")
+    return name if isinstance(name, str) and name.endswith((".pt", ".npy")) else ""
 
 
 def _entry(of: _Call, name: str, found: Mapping[str, Any], path: Path) -> Iterator[Dumped]:
     shape = checked_shape(found["shape"], path, name)
     dtype = dtype_of_text(str(found.get("dtype")), path, name)
     meta = {"call": of.key, "part": of.part} | ({"crc32": str(found["md5"])} if found.get("md5") else {})
-    stored = found.get("data_name")
-    if not isinstance(stored, str) or not stored.endswith((".pt", ".npy")):
+    stored = _stored(found)
+    if not stored:
         one = statistics.entry(name, _numbers(found), path, {**meta, "shape": list(shape), "dtype": dtype})
         yield from () if one is None else (one,)
         return
@@ -161,6 +173,7 @@ def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: Path, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    size_of(path)
     if path.suffix == ".npy":
         array = npy_array(path)
         said = str(array.dtype)
@@ -197,7 +210,7 @@ class MsprobeReader:
         places = _one_process(_places(path), options.text("rank", ""), path)
         choice = Choice.of(options)
         dump = MsprobeDump(path, places, choice, _parts(options, path))
-        first = read_object(places[0].path)
+        first = _described(places[0].path)
         facts, notes = arithmetic(options)
         facts |= {key: first.get(key) for key in ("task", "level", "framework")}
         facts |= {"steps": [place.step for place in places], "rank": places[0].rank}
@@ -206,7 +219,7 @@ class MsprobeReader:
             said.append(f"left out: every {' and '.join(missing)} (parts=...)")
         if first.get("task") == "statistics":
             said.append(statistics.NOTE)
-        if not first.get("data"):
+        if not first["data"]:
             raise bad(path, f"its task was {first.get('task')!r}, which records no values")
         fed = fed_by(dump, choice.ids, path) if choice.ids else {}
         return Contents(self.kind, facts, dump, notes=(*said, *(() if fed else (UNCHECKED,))), fed=fed)

@@ -60,7 +60,7 @@ def _tensor(array: np.ndarray, name: str, data: Path, task: str, *, crc: bool) -
     if task == "tensor":
         import torch
 
-        torch.save(to_tensor(array), data / f"{name}.pt")
+        torch.save(to_tensor(array).reshape(array.shape), data / f"{name}.pt")
         told["data_name"] = f"{name}.pt"
     if crc:
         told["md5"] = f"{zlib.crc32(storage.tobytes()):08x}"

@@ -78,16 +78,15 @@ def placed(tensors: list[Tensor], start: int) -> tuple[tuple[Tensor, ...], int]:
     return tuple(found), at
 
 
-def entries(operation: Operation, path: Path, meta: Mapping[str, Any]) -> Iterator[tuple[str, Dumped]]:
-    """(part, entry) of each tensor that holds anything, named `op:output:0`; nothing is read yet."""
+def named(operation: Operation) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of each tensor that holds anything, named `op:output:0`."""
     for tensor in operation.tensors:
-        name = f"{operation.name}:{tensor.part}:{tensor.index}"
-        if tensor.size == 0 and not tensor.shape:
-            continue  # an optional input that was not connected: there is nothing to record
-        yield tensor.part, _entry(name, tensor, operation, path, meta)
+        if tensor.size or tensor.shape:  # else an optional input that was not connected
+            yield f"{operation.name}:{tensor.part}:{tensor.index}", tensor
 
 
-def _entry(name: str, tensor: Tensor, operation: Operation, path: Path, meta: Mapping[str, Any]) -> Dumped:
+def entry(name: str, tensor: Tensor, operation: Operation, path: Path, meta: Mapping[str, Any]) -> Dumped:
+    """A tensor as an entry, its type, layout and size checked; nothing is read yet."""
     if tensor.part in (BUFFER, SPACE):
         return _bytes_entry(name, tensor, path, meta, "uint8")
     if operation.numbering.words.get(tensor.dtype) == "undefined" and not tensor.shape:
