@@ -24,6 +24,7 @@ from parity.harness.tolerance import load_tolerance
 from parity.harness.trace import Run, Trace
 from parity.harness.values import Values
 
+from . import registry
 from .cases import build_case, build_module_case
 from .floors import (
     dtypes_of,
@@ -112,6 +113,21 @@ class _Driver:
         self.chains = chain(self.specs)
         for spec in (self.reference_spec, *(stage.spec for chain in self.chains for stage in chain)):
             check_spec(spec, request.options, own_module=request.own_module)
+        self.request = self._with_default_steps(request)
+
+    def _with_default_steps(self, request: Request) -> Request:
+        """Where nobody says how long to run, a slow target runs for as many steps as it says itself."""
+        said = request.steps is not None or request.scenario is not None
+        if said or request.own_module or self.reference_spec.kind == "stored":
+            return request
+        names = {spec.name for spec in self.specs if spec.kind == "target"}
+        own = {name: getattr(registry.target(name), "steps", None) for name in names}
+        limits = {name: steps for name, steps in own.items() if steps is not None}
+        if not limits:
+            return request
+        name = min(limits, key=lambda name: limits[name])
+        self.progress.say(f"{name}: slow, so {limits[name]} decode steps by default; --steps N runs more")
+        return replace(request, steps=limits[name])
 
     def run(self, *, report: bool) -> Result:
         """Everything: the result holds a comparison per candidate."""

@@ -51,7 +51,9 @@ def _folder_session(case: Case, folder: Path, runtime: Runtime, reference: Value
     files = _files(folder, case.model.wiring)
     masked = any(pin.name == "mask" for file in files.values() for pin in file.inputs)
     wiring = case.model.masked_wiring if masked else case.model.wiring
-    rows, static = _layout(case, files, wiring, masked=masked, reference=reference is not None)
+    own = _rows(files, wiring)
+    rows = file_layout("onnx", case, own, masked=masked, reference=reference is not None)
+    static = own is not None
     sizes = {"B": case.scenario.batch, "T": 1} | ({"W": rows.rows} if static else {})
     names = {s.name: match(s, files[s.name], sizes) for s in wiring.segments}
     inner = any(found.inner for found in names.values())
@@ -83,28 +85,25 @@ def _files(folder: Path, wiring: Wiring) -> dict[str, Foreign]:
     return {name: Foreign.read(path) for name, path in wanted.items()}
 
 
-def _layout(
-    case: Case, files: Mapping[str, Foreign], wiring: Wiring, *, masked: bool, reference: bool
-) -> tuple[CachePlan, bool]:
-    """How the files' own number of cache rows goes with the scenario; False if they take any number."""
-    own = _rows(files, wiring)
+def file_layout(what: str, case: Case, own: int | None, *, masked: bool, reference: bool) -> CachePlan:
+    """How the number of cache rows that files were made for (None: any) goes with the scenario."""
     chosen = plan_cache(case, masked=masked, reference=reference)
     needed, policy = chosen.rows, case.scenario.policy
     if own is None:
-        return CachePlan(needed, masked, hosted=False), False
+        return CachePlan(needed, masked, hosted=False)
     if masked and own >= needed:
-        return CachePlan(own, True, hosted=False), True
+        return CachePlan(own, True, hosted=False)
     if not masked and own == policy.window and chosen.hosted:
-        return chosen, True
+        return chosen
     if masked or own != policy.window:
         need = f"{needed} rows for --cache {policy}, these files take {own}"
-        raise UserError(f"onnx: {need}; choose --cache window({own}) or export them for this scenario")
+        raise UserError(f"{what}: {need}; choose --cache window({own}) or make them for this scenario")
     why = (
         "a reference run"
         if not reference
         else f"an unpadded prompt of at least {own} tokens, and a decode step"
     )
-    raise UserError(f"onnx: the files have no mask, so all {own} rows must be real: that needs {why}")
+    raise UserError(f"{what}: the files have no mask, so all {own} rows must be real: that needs {why}")
 
 
 def _rows(files: Mapping[str, Foreign], wiring: Wiring) -> int | None:

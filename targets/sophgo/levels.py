@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parity.harness.case import Case, Wiring
+import numpy as np
+
+from parity.harness.case import Case, Wiring, plan
 from parity.harness.progress import Progress
 from parity.harness.segmented import Executor
 from parity.harness.target import Options
@@ -25,6 +27,10 @@ from .graphs import ChipGraph, graphs, plain
 from .runner.client import Device
 from .toolchain import Toolchain, installed
 
+#: Steps at which segments are also run on the reference's inputs: a simulator is slow.
+ISOLATED_STEPS = 4
+#: Seconds of one segment on a simulator, and for each megabyte of its graph; measured on 2 cores.
+SECONDS = {"cvi": (0.02, 0.012), "bm": (1.0, 0.18)}
 FUSED = "fused away or overwritten on the chip; the level `tapped` shows it"
 NO_TENSOR = "fused into another operator by the compiler"
 
@@ -60,7 +66,28 @@ def prepare_level(
     def samples() -> dict[str, list[Inputs]]:
         return segment_inputs(case, wiring, rows, onnx, reference)
 
+    if asked.level in ("sim", "tapped"):
+        progress.say(_expectation(case, asked, made))
     return _level(asked, made, onnx, samples, case.model.taps, cache, progress)
+
+
+def _expectation(case: Case, asked: Asked, made: Mapping[str, ChipGraph]) -> str:
+    """How long the simulator will take, in words."""
+    each, per_mb = SECONDS[asked.chip.family]
+    once = sum(each + per_mb * len(graph.clean) / 1e6 for graph in made.values())
+    decodes = sum(step.kind == "decode" for step in plan(case.scenario))
+    passes = decodes + len(isolated_steps(case))
+    seconds = passes * once * case.scenario.batch
+    return f"{asked.chip.name}: about {max(1, round(seconds))} s on its simulator ({passes} passes)"
+
+
+def isolated_steps(case: Case) -> tuple[int, ...]:
+    """The first and the last decode step and some between."""
+    decodes = [step.index for step in plan(case.scenario) if step.kind == "decode"]
+    if len(decodes) <= ISOLATED_STEPS:
+        return tuple(decodes)
+    places = np.linspace(0, len(decodes) - 1, ISOLATED_STEPS).round().astype(int)
+    return tuple(decodes[place] for place in places)
 
 
 def whole_level(

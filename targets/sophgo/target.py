@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from parity.harness.case import Case, Wiring, plan
+from parity.harness.case import Case, Wiring
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options, Session, Unobserved
@@ -29,8 +27,6 @@ STAGES = (
     ("sim", "code generation"),
     ("tapped", "instrumentation"),
 )
-#: Steps at which segments are also run on the reference's inputs: a simulator is slow.
-ISOLATED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,12 @@ class ChipTarget:
         progress: Progress,
     ) -> Session:
         """Export, compile, load; all of it is kept by content, so that a second run begins at once."""
+        from .files import file_session
         from .levels import prepare_level
 
         asked = self.asked(arg)
+        if asked.path is not None:
+            return file_session(self.name, case, asked, options, reference, workdir / "cache")
         rows = plan_cache(case, masked=asked.masked, reference=reference is not None)
         wiring = case.model.masked_wiring if rows.masked else case.model.wiring
         if choose_segments(options.segments, wiring) != {s.name for s in wiring.segments}:
@@ -106,6 +105,8 @@ class ChipTarget:
 
 
 def _facts(case: Case, asked: Asked, rows: CachePlan, level: Level) -> Facts:
+    from .levels import isolated_steps
+
     hidden = [tap for tap in case.model.taps if _computed(tap, case.model.wiring) and tap not in level.shown]
     return Facts(
         dtype=asked.computed_in,
@@ -126,15 +127,6 @@ def _facts(case: Case, asked: Asked, rows: CachePlan, level: Level) -> Facts:
 
 def _computed(tap: str, wiring: Wiring) -> bool:
     return wiring.producer(tap) is not None
-
-
-def isolated_steps(case: Case) -> tuple[int, ...]:
-    """The first and the last decode step and some between."""
-    decodes = [step.index for step in plan(case.scenario) if step.kind == "decode"]
-    if len(decodes) <= ISOLATED_STEPS:
-        return tuple(decodes)
-    places = np.linspace(0, len(decodes) - 1, ISOLATED_STEPS).round().astype(int)
-    return tuple(decodes[place] for place in places)
 
 
 def cvi() -> ChipTarget:
