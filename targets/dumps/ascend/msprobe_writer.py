@@ -72,10 +72,7 @@ def _statistics(array: np.ndarray) -> dict[str, Any]:
         return dict(_NOTHING)
     if array.dtype.kind in "iub":
         return {**_NOTHING, "Max": array.max().item(), "Min": array.min().item()}
-    wide = array.astype(np.float64)
-    return {
-        "Max": float(wide.max()),
-        "Min": float(wide.min()),
-        "Mean": float(wide.mean()),
-        "Norm": float(np.sqrt((wide**2).sum())),
-    }
+    with np.errstate(all="ignore"):
+        wide = array.astype(np.float64)
+        mean, norm = wide.mean(), np.sqrt((wide**2).sum())
+    return {"Max": float(wide.max()), "Min": float(wide.min()), "Mean": float(mean), "Norm": float(norm)}
