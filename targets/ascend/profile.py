@@ -121,7 +121,7 @@ def _switches(environment: Any) -> dict[str, str] | None:
     if environment is None:
         return None
     if not isinstance(environment, dict) or not all(isinstance(value, str) for value in environment.values()):
-        raise UserError("environment: should be an object of texts, name -> value")
+        raise UserError(f"environment={environment!r:.60}: should be an object of texts, name -> value")
     return {name: environment[name] for name in RECORDED if name in environment}
 
 

@@ -211,19 +211,26 @@ def _whole(value: Any, path: Path, what: str) -> int:
 
 def described_outputs(content: Mapping[str, Any], path: Path) -> list[tuple[str, str, list[int]]]:
     """(name, type word, shape) of each input of NetOutput: what an .om gives back, in order."""
-    for graph in content.get("graph", ()):
-        for op in graph.get("op", ()) if isinstance(graph, dict) else ():
-            if isinstance(op, dict) and op.get("type") == "NetOutput":
+    for graph in _objects(content, "graph"):
+        for op in _objects(graph, "op"):
+            if op.get("type") == "NetOutput":
                 return list(_net_output(op, path))
     raise UserError(f"manifest={str(path)!r}: describes no NetOutput; is it the json of the .om?")
 
 
+def _objects(holder: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """The objects of a list; nothing where there is no list of them."""
+    listed = holder.get(key)
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
 def _net_output(op: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str, list[int]]]:
-    names = op.get("input", [])
-    for at, described in enumerate(op.get("input_desc", [])):
-        if not isinstance(described, dict):
-            raise bad(path, "describes an output that is no object")
-        shape = described.get("shape", {})
-        sizes = shape.get("dim", []) if isinstance(shape, dict) else []
-        name = names[at] if at < len(names) and isinstance(names[at], str) else f"output_{at}"
+    names = op.get("input")
+    for at, described in enumerate(_objects(op, "input_desc")):
+        shape = described.get("shape")
+        sizes = shape.get("dim") if isinstance(shape, dict) else None
+        named = isinstance(names, list) and at < len(names) and isinstance(names[at], str)
+        name = names[at] if named and names else f"output_{at}"
+        if not isinstance(sizes, list):
+            raise bad(path, f"does not say the shape of {name}")
         yield name, str(described.get("dtype", "")), [_whole(size, path, name) for size in sizes]
