@@ -20,6 +20,7 @@ COMMANDS = {
     "scenarios": "list the scenarios",
     "prefill": "fill a KV cache on the host and write it as files",
     "export": "write ONNX segments in the original folder layout",
+    "compile": "compile segments or ONNX files for a chip",
     "board": "run compiled models on a board, bring back what they computed",
     "train": "train a reference checkpoint",
     "import": "read what a device wrote into a trace file",

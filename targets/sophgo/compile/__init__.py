@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from .chips import MODES as MODES
     from .chips import Chip as Chip
     from .chips import Mode as Mode
-    from .combine import combine as combine
+    from .combined import combine as combine
     from .finding import Finding as Finding
     from .interpreter import Interpreter as Interpreter
     from .job import Artefact as Artefact
     from .job import CompileJob as CompileJob
-    from .lint import lint as lint
+    from .linter import lint as lint
 
 _NAMES = {
     "compile_model": ".artefact",
@@ -35,12 +35,12 @@ _NAMES = {
     "MODES": ".chips",
     "Chip": ".chips",
     "Mode": ".chips",
-    "combine": ".combine",
+    "combine": ".combined",
     "Finding": ".finding",
     "Interpreter": ".interpreter",
     "Artefact": ".job",
     "CompileJob": ".job",
-    "lint": ".lint",
+    "lint": ".linter",
 }
 
 

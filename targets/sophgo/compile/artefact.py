@@ -41,12 +41,13 @@ def compile_model(
     with the compiler's own reason where it fails, and where it silently took another number format.
     """
     graph = job.graph()
-    found = stored_artefact(job, sha256(graph), toolchain, cache)
+    digest = sha256(graph)
+    found = stored_artefact(job, digest, toolchain, cache)
     if found is not None:
         _warn(job, [Finding(**entry) for entry in found.manifest["lint"]], progress)
         return found
     from .compilation import Compilation
-    from .lint import lint
+    from .linter import lint
     from .top import convert
 
     chip, mode, group_size = job.checked()
@@ -55,8 +56,8 @@ def compile_model(
     top = convert(job.name, graph, toolchain, cache, beat, taps=job.taps)
     for note in top.notes:
         progress.say(f"{job.name}: {note}")
-    made = Compilation(job, chip, mode, group_size, graph, top, toolchain, beat, findings)
-    return made.run(_place(job, sha256(graph), toolchain, cache))
+    made = Compilation(job, chip, mode, group_size, graph, digest, top, toolchain, beat, findings)
+    return made.run(_place(job, digest, toolchain, cache))
 
 
 def stored_artefact(job: CompileJob, onnx_digest: str, toolchain: Toolchain, cache: Path) -> Artefact | None:

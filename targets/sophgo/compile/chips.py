@@ -40,7 +40,7 @@ MODES: dict[str, Mode] = {
     )
 }
 
-GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .chips import Chip, Mode
 from .described import compose, describe_graph
 from .finding import Finding
 from .formats import Effective, effective
-from .job import Artefact, CompileJob, Top, sha256
+from .job import Artefact, CompileJob, Top
 from .mlir import read_graph
 from .names import Names, tensors
 from .opset import load
@@ -35,6 +35,7 @@ class Compilation:
     mode: Mode
     group_size: int
     graph: bytes
+    digest: str
     top: Top
     toolchain: Toolchain
     beat: Callable[[], None]
@@ -96,7 +97,7 @@ class Compilation:
         known = [name for name, *_ in tensors(graph)]
         if self.job.calibration is not None:
             table = read_calibration(self.job.calibration)
-            check_calibration(self.job.calibration, table, sha256(self.graph), known)
+            check_calibration(self.job.calibration, table, self.digest, known)
             shutil.copyfile(self.job.calibration, folder / CALIBRATION)
         if self.job.qtable is not None:
             check_qtable(self.job.qtable, read_qtable(self.job.qtable), known)
@@ -128,7 +129,7 @@ class Compilation:
             "mode": self.mode.name,
             "group_size": self.group_size,
             "toolchain": self.toolchain.version,
-            "onnx_sha256": sha256(self.graph),
+            "onnx_sha256": self.digest,
             "calibration": dict(read_calibration(folder / CALIBRATION).facts)
             if self.job.calibration
             else None,

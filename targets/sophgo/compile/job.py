@@ -34,7 +34,7 @@ class CompileJob:
 
     def graph(self) -> bytes:
         """The ONNX file's bytes; UserError if it cannot be read."""
-        return self.onnx if isinstance(self.onnx, bytes) else read_bytes("onnx", self.onnx)
+        return self.onnx if isinstance(self.onnx, bytes) else read_onnx(self.onnx)
 
     def checked(self) -> tuple[Chip, Mode, int]:
         """Chip, mode and group size; UserError for what the chip has not."""
@@ -82,9 +82,21 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_bytes(what: str, path: Path) -> bytes:
-    """A file's bytes; UserError `what=path: ...` if it cannot be read."""
+def read_onnx(path: Path) -> bytes:
+    """An ONNX file's bytes, weights that lie beside it put in; UserError if it cannot be read."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{what}={str(path)!r}: cannot be read ({error.strerror}); name another") from error
+        raise UserError(f"onnx={str(path)!r}: cannot be read ({error.strerror}); name another") from error
+    # A file whose weights lie elsewhere names the place; only then is it worth loading.
+    return _gathered(path) if b"location" in data else data
+
+
+def _gathered(path: Path) -> bytes:
+    import onnx
+
+    try:
+        model = onnx.load(path)
+        return bytes(model.SerializeToString())
+    except Exception as error:  # protobuf raises its own kinds, a missing file others
+        raise UserError(f"onnx={str(path)!r}: cannot be read whole ({error})") from error

@@ -1,0 +1,240 @@
+"""An order through the compiler: what is cached is taken, what is not is exported, calibrated, compiled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parity.harness.errors import UserError, did_you_mean
+from parity.harness.folders import cache_folder
+from parity.harness.progress import Progress, Silent
+from parity.targets.sophgo.compile.artefact import QTABLE, stored_artefact
+from parity.targets.sophgo.compile.chips import Mode
+from parity.targets.sophgo.compile.job import Artefact, CompileJob
+
+from .deliver import deliver, tables_in
+from .exports import Graph
+from .files import FileGraphs
+from .model import ModelGraphs
+from .order import Order
+
+if TYPE_CHECKING:
+    from parity.targets.sophgo.toolchain import Toolchain
+
+#: Where targets keep exports and artefacts, so that a run finds what was compiled here, and the other way.
+WORK = "work"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The folder with the files, the artefacts in execution order, the combined file, lines of a dry run."""
+
+    folder: Path | None = None
+    artefacts: tuple[Artefact, ...] = ()
+    combined: Path | None = None
+    lines: tuple[str, ...] = ()
+    cached: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for scripts."""
+        if self.folder is None:
+            return {"lines": list(self.lines)}
+        return {
+            "folder": str(self.folder),
+            "combined": None if self.combined is None else str(self.combined),
+            "cached": self.cached,
+            "artefacts": {
+                artefact.manifest["name"]: {
+                    "file": str(self.folder / artefact.file.name),
+                    "log": str(artefact.log),
+                    **{key: artefact.manifest[key] for key in ("chip", "mode", "sha256", "size", "formats")},
+                    **{key: artefact.manifest[key] for key in ("kept", "lint", "notes", "seconds")},
+                }
+                for artefact in self.artefacts
+            },
+        }
+
+
+def compile_order(order: Order, *, progress: Progress | None = None) -> Compiled:
+    """Compile what was ordered and put the files into a folder.
+
+    UserError for what cannot be compiled as asked, CandidateError for what the compiler fails at; with
+    `strict`, UserError before compiling a form that is known to go wrong.
+    """
+    progress = progress or Silent()
+    work = cache_folder() / WORK
+    source = FileGraphs(order, progress) if order.files else ModelGraphs(order, work, progress)
+    if order.ascend:
+        return Compiled(lines=_ascend(order, source))
+    graphs = _chosen(order, source.graphs)
+    modes = order.modes_of(list(graphs))
+    if order.dry_run:
+        return Compiled(lines=_lines(order, source, graphs, modes))
+    from parity.targets.sophgo.toolchain import installed
+
+    compilation = _Compilation(order, source, graphs, modes, installed(), work / "cache" / "sophgo", progress)
+    return compilation.run()
+
+
+@dataclass(frozen=True)
+class _Compilation:
+    order: Order
+    source: FileGraphs | ModelGraphs
+    graphs: Mapping[str, Graph]
+    modes: Mapping[str, Mode]
+    toolchain: Toolchain
+    cache: Path
+    progress: Progress
+
+    def run(self) -> Compiled:
+        """Look up, compile the rest, deliver."""
+        jobs = self._jobs()
+        found = {name: self._stored(job) for name, job in jobs.items()}
+        todo = {
+            name: replace(job, onnx=self.source.content(name))
+            for name, job in jobs.items()
+            if found[name] is None
+        }
+        if todo:
+            found |= self._compiled(todo)
+        for artefact in (artefact for name, artefact in found.items() if name not in todo and artefact):
+            self._repeat(artefact)
+        artefacts = tuple(artefact for artefact in found.values() if artefact is not None)
+        folder, combined = deliver(self.order, self.source, artefacts, self.toolchain, self.cache)
+        return Compiled(folder, artefacts, combined, cached=len(jobs) - len(todo))
+
+    def _jobs(self) -> dict[str, CompileJob]:
+        """One job per graph, its file left out: the digest is enough to look for its artefact."""
+        calibrated = [name for name, mode in self.modes.items() if mode.calibrated]
+        tables = self._tables(calibrated) if calibrated else {}
+        qtables = tables_in("qtable", self.order.qtable, self.graphs, QTABLE) if self.order.qtable else {}
+        return {
+            name: CompileJob(
+                name,
+                b"",
+                self.order.row.name,
+                self.modes[name].name,
+                self.order.group_size if self.modes[name].group_size else None,
+                tables.get(name),
+                qtables.get(name),
+                graph.outputs,
+                graph.taps,
+            )
+            for name, graph in self.graphs.items()
+        }
+
+    def _stored(self, job: CompileJob) -> Artefact | None:
+        return stored_artefact(job, self.graphs[job.name].digest, self.toolchain, self.cache)
+
+    def _repeat(self, artefact: Artefact) -> None:
+        """What was known to go wrong when it was compiled still is."""
+        from parity.targets.sophgo.compile.finding import Finding
+
+        findings = [Finding(**entry) for entry in artefact.manifest["lint"]]
+        for finding in findings:
+            self.progress.say(f"{artefact.manifest['name']}: {finding}")
+        self._refuse({artefact.manifest["name"]: findings})
+
+    def _compiled(self, todo: Mapping[str, CompileJob]) -> dict[str, Artefact | None]:
+        import os
+
+        from parity.targets.sophgo.compile import compile_models, lint
+        from parity.targets.sophgo.compile.estimate import check_space, estimate
+
+        parallel = os.cpu_count() or 1
+        need = estimate([len(job.graph()) for job in todo.values()], parallel=parallel)
+        self.progress.say(str(need))
+        check_space(self.cache, need)
+        if self.order.strict:
+            self._refuse({n: lint(job.graph(), job.chip, job.mode, taps=job.taps) for n, job in todo.items()})
+        made = compile_models(
+            list(todo.values()), self.toolchain, self.cache, self.progress, parallel=parallel
+        )
+        return dict(zip(todo, made, strict=True))
+
+    def _refuse(self, findings: Mapping[str, Any]) -> None:
+        """With `strict`, UserError for forms that abort or compute garbage."""
+        bad = [
+            f"{name}: {one}" for name, found in findings.items() for one in found if one.severity != "note"
+        ]
+        if self.order.strict and bad:
+            raise UserError(f"strict: {bad[0]}" + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""))
+
+    def _tables(self, names: list[str]) -> dict[str, Path]:
+        """Tables given, made before, or made now from real activations."""
+        if self.order.calibration is not None:
+            return tables_in("calibration", self.order.calibration, names, "calibration.txt")
+        key = self._calibration_key(names)
+        known = self.source.index.tables(key) if isinstance(self.source, ModelGraphs) else None
+        if known is not None:
+            return known
+        from parity.targets.sophgo.compile import calibrate
+
+        samples = self.source.samples()
+        with self.progress.stage("calibrating", len(names)) as bar:
+            tables = {}
+            for name in names:
+                tables[name] = calibrate(
+                    name,
+                    self.source.content(name),
+                    samples[name],
+                    self.toolchain,
+                    self.cache,
+                    calibrator=self.order.calibrator,
+                )
+                bar.advance()
+        if isinstance(self.source, ModelGraphs):
+            self.source.index.add_tables(key, tables)
+        return tables
+
+    def _calibration_key(self, names: list[str]) -> str:
+        scenario = self.source.scenario.to_json() if isinstance(self.source, ModelGraphs) else None
+        plain = [names, scenario, self.order.calibrator, self.toolchain.version]
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _chosen(order: Order, graphs: Mapping[str, Graph]) -> dict[str, Graph]:
+    glob = order.segments
+    chosen = {name: graph for name, graph in graphs.items() if glob is None or fnmatchcase(name, glob)}
+    if not chosen:
+        raise UserError(f"segments={glob!r}: matches none. {did_you_mean(str(glob), graphs)}")
+    return chosen
+
+
+def _lines(
+    order: Order, source: FileGraphs | ModelGraphs, graphs: Mapping[str, Graph], modes: Mapping[str, Mode]
+) -> tuple[str, ...]:
+    """The stock tools' lines; the ONNX files that they name are written into --out."""
+    from parity.targets.sophgo.compile.stock import stock_lines
+
+    folder = order.out or Path()
+    lines = []
+    for name in graphs:
+        data = source.content(name)
+        if order.out is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.onnx").write_bytes(data)
+        size = order.group_size if modes[name].group_size else None
+        job = CompileJob(name, data, order.row.name, modes[name].name, size, order.calibration, order.qtable)
+        lines += stock_lines(job)
+    return tuple(lines)
+
+
+def _ascend(order: Order, source: FileGraphs | ModelGraphs) -> tuple[str, ...]:
+    """The lines for Ascend's compiler; `--mode` is its precision mode."""
+    from parity.targets.ascend import atc_lines
+
+    graphs = _chosen(order, source.graphs)
+    sources = {name: source.content(name) for name in graphs}
+    folder = "." if order.out is None else str(order.out)
+    plan = (
+        atc_lines(sources, order.chip, folder=folder)
+        if order.mode is None
+        else atc_lines(sources, order.chip, folder=folder, precision=order.mode)
+    )
+    return (*plan.lines, *(f"# {finding}" for finding in plan.findings))
