@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import struct
 import subprocess
 import sys
@@ -25,7 +26,10 @@ from . import arrays, chatter
 from .program import write_program
 
 if TYPE_CHECKING:
-    from parity.targets.sophgo.toolchain import Toolchain
+    from ..toolchain import Toolchain
+
+#: Seconds. The largest segments that simulators were seen to run take some ten.
+PATIENCE = 900.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Device:
     `models` maps names to artefacts; `nets` says which net of a combined .bmodel a name means, where that
     differs from the name. With `all_tensors` a .cvimodel also shows every inner tensor that survives in
     memory. `rounding` is how float32 becomes bfloat16: to the nearest even, or `truncate` as the vendor's
-    own runner does. CandidateError for a model that cannot be loaded or run, with the library's own reason.
+    own runner does. A call that takes longer than `patience` seconds is given up. CandidateError for a model
+    that cannot be loaded or run, with the library's own reason.
     """
 
     def __init__(
@@ -82,9 +87,10 @@ class Device:
         all_tensors: bool = False,
         nets: Mapping[str, str] | None = None,
         rounding: str = "nearest",
+        patience: float = PATIENCE,
     ) -> None:
-        self.chip, self._log, self._rounding = chip, log, rounding
-        self._child = _Child(chip, toolchain, log)
+        self.chip, self._rounding = chip, rounding
+        self._child = _Child(chip, toolchain, log, patience)
         self._models: dict[str, _Model] = {}
         try:
             for name, path in models.items():
@@ -159,7 +165,7 @@ def _check_names(where: str, model: _Model, inputs: Mapping[str, np.ndarray]) ->
 class _Child:
     """The process and its two pipes; its end is told in words."""
 
-    def __init__(self, chip: str, toolchain: Toolchain, log: Path) -> None:
+    def __init__(self, chip: str, toolchain: Toolchain, log: Path, patience: float) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         workdir = log.parent / f"{log.stem}-work"
         environment = toolchain.environment(chip, workdir)
@@ -174,16 +180,19 @@ class _Child:
             )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
-        self._log = log
+        self._log, self._patience = log, patience
         self._sink, self._source = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
 
     def ask(
         self, request: Mapping[str, Any], tensors: list[memoryview], sizes: list[int], where: str
     ) -> tuple[dict[str, Any], list[bytearray]]:
         """One exchange of frames; an interruption half-way ends the child, as its pipes are then useless."""
+        if self._sink.closed:
+            raise CandidateError(f"{where}: its device was closed, or interrupted in a call")
         self._start = self._log.stat().st_size
         try:
             self._send(json.dumps(request).encode(), tensors)
+            self._await(where)
             answer = json.loads(self._read(struct.unpack("<I", self._read(4))[0]))
             if "error" in answer:
                 raise CandidateError(f"{where}: {answer['error']}{self._told()}; log: {self._log}")
@@ -199,6 +208,14 @@ class _Child:
         for tensor in tensors:
             self._sink.write(tensor)
         self._sink.flush()
+
+    def _await(self, where: str) -> None:
+        """A damaged model can keep a simulator busy for ever."""
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
+        if not poll.poll(1000 * self._patience):
+            self.close()
+            raise CandidateError(f"{where}: gave no answer within {self._patience:g} s; log: {self._log}")
 
     def _read(self, size: int) -> bytearray:
         data = bytearray(size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 from typing import Any
 
@@ -93,15 +94,27 @@ class CviRuntime:
         self._runtime = library(folder, ["libcviruntime.so"])
 
     def load(self, path: str, net: str, chip: str, all_tensors: bool) -> CviModel:
-        """A model; Failure where it was built for another chip."""
-        with open(path, "rb") as file:
-            header = file.read(48)
-        if header[:8] != b"CviModel":
-            raise Failure(f"{path}: is no cvimodel")
-        built = header[30:46].split(b"\0")[0].decode("ascii", "replace")
-        if chip and built != chip:
-            raise Failure(f"{path}: was built for {built} and cannot run on {chip}; compile it for {chip}")
+        """A model; Failure where it is damaged or was built for another chip."""
+        _check_file(path, chip)
         return CviModel(self._runtime, path, all_tensors)
 
     def close(self) -> None:
         """Nothing is held beside the models."""
+
+
+def _check_file(path: str, chip: str) -> None:
+    """The runtime itself reads whatever is there: a damaged file crashes it, or never comes to an end.
+
+    Header: magic 8, size 4, version 2, md5 of all that follows the header 16, chip 16, padding to 48.
+    """
+    with open(path, "rb") as file:
+        header, body = file.read(48), hashlib.md5()
+        for block in iter(lambda: file.read(1 << 20), b""):
+            body.update(block)
+    if header[:8] != b"CviModel":
+        raise Failure(f"{path}: is no cvimodel")
+    if any(header[14:30]) and header[14:30] != body.digest():
+        raise Failure(f"{path}: is damaged (its checksum does not match); compile or copy it again")
+    built = header[30:46].split(b"\0")[0].decode("ascii", "replace")
+    if chip and built != chip:
+        raise Failure(f"{path}: was built for {built} and cannot run on {chip}; compile it for {chip}")
