@@ -103,7 +103,7 @@ def _by_step(player: Player, progress: Progress) -> Entries:
 
 def _facts(player: Player, case: Case | ModuleCase, path: Path, options: Options) -> Facts:
     contents, summary = player.contents, player.summary
-    dtype, doubt = computed_in(contents, summary.dtypes, options.dtype)
+    dtype, doubt = computed_in(contents, summary, options.dtype)
     steps = steps_of(case)
     said = [*substitutions(summary), *([doubt] if doubt else []), *contents.notes]
     if not isinstance(case, ModuleCase) and not fed_by(player):

@@ -81,15 +81,18 @@ def import_dump(
     """
     from parity.targets.dumps.core import ReadOptions
     from parity.targets.dumps.detect import detect, digest, open_dump
+    from parity.targets.dumps.facts import said_of_case
     from parity.targets.dumps.recording import Player, record_all
 
     from .stages import trace_file
 
     progress, source = progress or Silent(), Path(path)
     options = ReadOptions(Path(manifest) if manifest else None, dict(settings or {}))
+    mapping, origin = load_map(map) if map else TapMap(), _origins(atc_json, onnx)
     known = _Known.of(model, against)
-    naming = known.naming(load_map(map) if map else TapMap(), _origins(atc_json, onnx))
     contents = open_dump(source, kind or detect(source), options)
+    known = known.beside(said_of_case(contents.facts, "model"))
+    naming = known.naming(mapping, origin)
     player = Player(contents, naming, step_offset=step_offset, shapes=known.shapes)
     said = _check_tokens(player, known, prompt, tokens, step_offset)
     where = trace_file(out)
@@ -134,6 +137,21 @@ class _Known:
         recorded = None if run is None else run.provenance.get("model")
         wanted = model or (recorded if recorded in known_models() else None)
         return cls(run, find_model(wanted) if wanted else None)
+
+    def beside(self, stated: str | None) -> _Known:
+        """With the model that the dump says it is of; UserError where that is another one."""
+        from parity.models import find_model, known_models
+
+        own = self.model.name if self.model is not None else None
+        if self.run is not None:
+            own = self.run.provenance.get("model", own)
+        if stated is not None and own is not None and stated != own:
+            raise UserError(
+                f"model={own!r}: the dump says it is of {stated[:60]!r}; name that, or its reference"
+            )
+        if own is None and stated in known_models():
+            return _Known(self.run, find_model(stated))
+        return self
 
     @property
     def taps(self) -> list[str] | None:
@@ -261,7 +279,7 @@ def _provenance(
 ) -> dict[str, Any]:
     from parity.targets.dumps.facts import computed_in, substitutions
 
-    name, doubt = computed_in(contents, summary.dtypes, dtype)
+    name, doubt = computed_in(contents, summary, dtype)
     return {
         "dtype": name,
         "layout": "dump",

@@ -49,7 +49,7 @@ def detect(path: Path) -> str:
     """The one kind that a file or folder looks like; UserError where there is none, or several."""
     if not path.exists():
         raise bad(path, "is not there")
-    found = [kind for kind in READERS if _detects(kind, path)]
+    found = [kind for kind in READERS if _detects(kind, path.absolute())]
     special = [kind for kind in found if kind not in GENERAL]
     found = special or found
     if len(found) == 1:
@@ -62,7 +62,7 @@ def detect(path: Path) -> str:
 def _detects(kind: str, path: Path) -> bool:
     try:
         return reader(kind).detects(path)
-    except (OSError, UserError):
+    except (OSError, ValueError, UserError):
         return False
 
 
@@ -70,7 +70,9 @@ def open_dump(path: Path, kind: str | None, options: ReadOptions) -> Contents:
     """Open a dump of a kind, or of the kind that it looks like."""
     if not path.exists():
         raise bad(path, "is not there")
-    return reader(kind or detect(path)).read(path, options)
+    if not path.absolute().name:
+        raise bad(path, "is no dump; name the folder or file that is one")
+    return reader(kind or detect(path)).read(path.absolute(), options)
 
 
 def digest(path: Path) -> dict[str, Any]:

@@ -13,29 +13,45 @@ from .core import Contents
 from .formats import WORDS
 from .recording import Summary
 
-#: Number formats from the narrowest on: what a device computes in is at most as wide as what it keeps.
-NARROWEST = ("int4", "uint4", "int8", "uint8", "float8_e4m3fn", "float8_e5m2", "bfloat16", "float16")
+#: Words for arithmetic that are no plain format: modes of compilers -> float format or quantization profile.
+ARITHMETIC = {
+    "int8": "w8a8",
+    "uint8": "w8a8",
+    "w8a8": "w8a8",
+    "w8a16": "w8a16",
+    "w4a16": "w4a16",
+    "w8f16": "w8a16",
+    "w8bf16": "w8a16",
+    "w4f16": "w4a16",
+    "w4bf16": "w4a16",
+    "force_fp16": "float16",
+    "force_fp32": "float32",
+}
+#: Stored formats from the narrowest on: what a device computes in is at most as wide as what it keeps.
+NARROWEST = ("int8", "uint8", "bfloat16", "float16")
 #: Where dumps say in which format the device computed.
 PRECISION = ("precision", "mode", "dtype")
 
 
-def computed_in(contents: Contents, stored: Mapping[str, int], asked: str | None) -> tuple[str, str]:
+def computed_in(contents: Contents, summary: Summary, asked: str | None) -> tuple[str, str]:
     """The number format that the device computed in, and the doubt about it in words; empty for none.
 
-    `stored` are the formats of its tensors. What a person says goes before what the dump says, and that
-    before the narrowest format in it.
+    What a person says goes before what the dump says, and that before the narrowest format in it. Integers
+    count where they have a scale: token ids have none.
     """
     if asked:
-        if asked.lower() not in WORDS:
-            raise UserError(f"dtype={asked!r}: unknown number format. {did_you_mean(asked, WORDS)}")
-        return WORDS[asked.lower()], ""
-    arithmetic = contents.facts.get("arithmetic")
-    for said in (contents.facts, arithmetic if isinstance(arithmetic, Mapping) else {}):
-        for name in PRECISION:
-            word = said.get(name)
-            if isinstance(word, str) and word.lower() in WORDS:
-                return WORDS[word.lower()], ""
-    found = next((name for name in NARROWEST if name in stored), "float32")
+        known = {**WORDS, **ARITHMETIC}
+        if asked.lower() not in known:
+            raise UserError(f"dtype={asked!r}: unknown number format. {did_you_mean(asked, known)}")
+        return known[asked.lower()], ""
+    stated = contents.facts.get("arithmetic")
+    for said in (contents.facts, stated if isinstance(stated, Mapping) else {}):
+        for word in (str(said.get(name)).lower() for name in PRECISION):
+            if word in ARITHMETIC or word in WORDS:
+                return ARITHMETIC.get(word) or WORDS[word], ""
+    held = {*summary.dequantized, *(name for name in summary.dtypes if "float" in name)}
+    narrow = next((name for name in NARROWEST if name in held), "float32")
+    found = ARITHMETIC.get(narrow, narrow)
     return found, (
         f"the dump does not say in which number format the device computed; {found} was taken, the narrowest "
         "in it (say --dtype)"

@@ -114,6 +114,9 @@ def _check_files(folder: Path, steps: Sequence[_Step]) -> None:
         twice = [name for name, times in Counter(seen).items() if times > 1]
         if twice:
             raise bad(folder, f"{twice[0]} stands twice in its manifest; dump into an empty folder")
+    lost = [step.file.name for step in steps if not step.file.is_file()]
+    if lost:
+        raise bad(folder, f"lacks {lost[0]}, which its manifest names; was it fetched whole?")
     known = {step.file.name for step in steps}
     others = sorted(item.name for item in folder.glob("step_*.npz") if item.name not in known)
     if others:

@@ -202,7 +202,7 @@ def check_ids(what: str, step: int, found: np.ndarray, wanted: np.ndarray) -> No
         place = f"; token {at[1]} of sequence {at[0]} is {found[at]}, not {wanted[at]}"
     raise UserError(
         f"tokens: step {step} of {what} was fed {_ids(found)}, but should be {_ids(wanted)}{place}; it is of "
-        "another prompt"
+        "another prompt or continued it otherwise"
     )
 
 
