@@ -156,7 +156,7 @@ CASES: dict[str, tuple[Reader, Callable[[Path], Path]]] = {
     "logits ids": (LogitsReader(), generated),
 }
 PLACES = ["0", "1", "0_A", "12_B", "after", "before", "20240101120000", "x"]
-QUICK = settings(max_examples=150, deadline=None)
+QUICK = settings(max_examples=50, deadline=None)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -179,7 +179,7 @@ def test_damaged_files_are_refused_in_one_sentence(case: str, data: st.DataObjec
 
 
 @pytest.mark.parametrize("case", ["adump", "nano", "atb", "msprobe tensor"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_damaged_files_take_no_memory(case: str, data: st.DataObject) -> None:
     reader, make = CASES[case]
@@ -226,7 +226,7 @@ def replaced(content: Any, data: st.DataObject) -> Any:
     return data.draw(VALUES, label="value")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_description_with_foreign_values_is_refused_in_one_sentence(data: st.DataObject) -> None:
     with folder() as top:
@@ -255,7 +255,7 @@ GRAPH = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_graphs_and_manifests_with_foreign_values_are_refused_in_one_sentence(data: st.DataObject) -> None:
     with folder() as top:
@@ -274,7 +274,7 @@ def test_graphs_and_manifests_with_foreign_values_are_refused_in_one_sentence(da
         survives(AisbenchReader(), top / "out", manifest=path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(st.sampled_from(["chip", "environment", "rounding", "format", "cann", "x"]), VALUES))
 def test_what_is_noted_on_a_board_may_be_nonsense(said: dict[str, Any]) -> None:
     with one_sentence():
@@ -294,7 +294,7 @@ def test_any_file_name_is_looked_at_without_harm(name: str) -> None:
     parse_name(name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from(["0", "1", "0_A", "12_B", "after", "before", "20240101120000", "x"]), max_size=5)
 )
