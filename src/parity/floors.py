@@ -19,7 +19,7 @@ from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import floors_from
 from parity.harness.judge import Floor
 from parity.harness.progress import Progress
-from parity.harness.quantized import CEILINGS, around, ceilings
+from parity.harness.quantized import CEILINGS, QUANTIZED, around, ceilings
 from parity.harness.rows import Rules
 from parity.harness.target import Options, parse_spec
 from parity.harness.tolerance import AUTO, Tolerance
@@ -31,8 +31,6 @@ from .recorder import FLOOR, Job, record, reference_values
 #: Raised when the way floors are measured changes, so that cached ones are measured anew.
 VERSION = 3
 
-#: Formats whose profile stands in for a floor that could not be measured.
-NARROW = {"bfloat16": "bf16", "float16": "fp16"}
 BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 15}
 
 
@@ -99,21 +97,17 @@ def _write(path: Path, floors: Mapping[str, Floor]) -> None:
 
 
 def rules_of(tolerance: Tolerance, floors: Mapping[str, Floor], *runs: Run) -> Rules:
-    """Quantized arithmetic never passes its ceiling; a narrow format without a floor has its profile."""
+    """Where a tap has no floor, what its format explains at most."""
     if tolerance.kind != AUTO:
         return Rules(tolerance, {})
-    quantized = quantization(*runs)
-    if quantized:
-        return Rules(tolerance, ceilings(quantized, runs) | dict(floors))
-    profile = next((NARROW[name] for name in dtypes_of(*runs) if name in NARROW), None)
-    if not floors and profile is not None:
-        tolerance = replace(tolerance, profile=profile, source=tolerance.source or AUTO)
-    return Rules(tolerance, floors)
+    narrow = next((name for name in dtypes_of(*runs) if name in CEILINGS), None)
+    known = ceilings(narrow, runs) if narrow else {}
+    return Rules(tolerance, known | dict(floors))
 
 
 def quantization(*runs: Run) -> str | None:
     """The quantized arithmetic that a run was computed in, if one was."""
-    return next((name for name in dtypes_of(*runs) if name in CEILINGS), None)
+    return next((name for name in dtypes_of(*runs) if name in QUANTIZED), None)
 
 
 def emulated_floor(job: Job, candidate: Run, cache: Path, *, progress: Progress) -> dict[str, Floor]:

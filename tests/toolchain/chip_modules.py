@@ -1,0 +1,54 @@
+"""Modules that the cv181x compiler takes and gets wrong, and one that it gets right."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """One decode step over cache rows `[1, 2, W, 64]`: key/value heads repeated, or query heads grouped."""
+
+    def __init__(self, *, grouped: bool) -> None:
+        super().__init__()
+        self.grouped = grouped
+
+    def forward(self, q: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
+        if self.grouped:
+            scores = q.reshape(1, 2, 4, 64) @ ks.transpose(2, 3) / 8
+            return torch.softmax(scores, -1) @ vs
+        rows = ks.shape[2]
+        k = ks[:, :, None].expand(1, 2, 4, rows, 64).reshape(1, 8, rows, 64)
+        v = vs[:, :, None].expand(1, 2, 4, rows, 64).reshape(1, 8, rows, 64)
+        return torch.softmax(q @ k.transpose(2, 3) / 8, -1) @ v
+
+
+class Head(nn.Module):
+    """Rotary rows cut on axis 0: in int8 the artefact is made, and the runtime aborts when it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, 128)
+        self.q = nn.Linear(128, 128)
+
+    def forward(self, ids: Tensor, rope: Tensor) -> Tensor:
+        cos, sin = rope[0:1], rope[1:2]
+        q = self.q(self.embed(ids)).reshape(1, 1, 4, 32).permute(0, 2, 1, 3)
+        half = torch.cat((-q[..., 16:], q[..., :16]), -1)
+        return q * cos + half * sin
+
+
+def expanded() -> nn.Module:
+    """Grouped-query attention by expand: wrong from 512 rows on."""
+    return Attention(grouped=False)
+
+
+def grouped() -> nn.Module:
+    """The same mathematics by grouping queries: right."""
+    return Attention(grouped=True)
+
+
+def head() -> nn.Module:
+    """A head segment."""
+    torch.manual_seed(0)
+    return Head()

@@ -1,0 +1,82 @@
+"""`--stages` names the guilty stage of real defects of the toolchain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import parity
+from parity.harness.comparison import Comparison
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def staged(toolchain, tmp_path, monkeypatch):
+    """`staged(model, inputs, spec)`: the comparison of a chip's candidate with its stages."""
+    monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parent))
+
+    def run(model: str, inputs: dict[str, np.ndarray], spec: str = "cvi") -> Comparison:
+        out = tmp_path / "out"
+        return parity.run(model=model, inputs=inputs, cand=f"chip={spec}", stages=True, out=out)["chip"]
+
+    return run
+
+
+def caches(rows: int) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    shapes = {"q": (1, 8, 1, 64), "ks": (1, 2, rows, 64), "vs": (1, 2, rows, 64)}
+    return {name: draw.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def to_onnx(factory, inputs: dict[str, np.ndarray], path) -> str:
+    """As anyone exports a graph: values have the exporter's own names."""
+    example = tuple(map(torch.from_numpy, inputs.values()))
+    torch.onnx.export(
+        factory(), example, str(path), dynamo=False, opset_version=17,
+        input_names=list(inputs), output_names=["y"],
+    )  # fmt: skip
+    return str(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_miscompiled_repeat_is_code_generation_at_the_reshape_behind_it(staged, tmp_path):
+    """Right in the interpreter, cosine 0.5 on the simulator; the stock tool's own build does the same."""
+    import chip_modules
+
+    found = staged(to_onnx(chip_modules.expanded, caches(512), tmp_path / "gqa.onnx"), caches(512))
+    assert found.verdict == "divergence"
+    verdicts = {stage.name: stage.verdict for stage in found.stages}
+    assert verdicts["export"] == verdicts["conversion"] == verdicts["quantization"] == "parity"
+    (cause,) = found.causes
+    assert cause.name == "code generation"
+    assert cause.tap == "/Reshape_output_0"
+
+
+@pytest.mark.parametrize(("factory", "rows"), [("grouped", 512), ("expanded", 256)])
+def test_what_is_compiled_rightly_has_no_guilty_stage(staged, factory, rows):
+    found = staged(f"chip_modules:{factory}", caches(rows))
+    assert found.verdict == "parity", found.first
+    assert found.causes == ()
+    assert {stage.verdict for stage in found.stages} == {"parity"}
+
+
+def test_an_artefact_that_aborts_at_load_is_code_generation_in_the_runtimes_words(staged):
+    angles = np.linspace(0, 3, 32, dtype=np.float32)
+    rope = np.stack([np.cos(angles), np.sin(angles)]).reshape(2, 1, 1, 32)
+    found = staged("chip_modules:head", {"ids": np.array([[5]]), "rope": rope}, "cvi:int8")
+    assert found.verdict == "failed"
+    (cause,) = found.causes
+    assert cause.name == "code generation"
+    assert "init_dmabuf" in cause.evidence
+
+
+def test_a_model_of_ours_has_every_stage_within_what_its_format_explains(toolchain, tmp_path):
+    case = {"weights": "random:0", "scenario": "exact", "steps": 2}
+    found = parity.run(cand="cvi", stages=True, out=tmp_path / "out", **case)["cvi"]
+    assert [stage.name for stage in found.stages] == [
+        "export", "conversion", "quantization", "code generation", "instrumentation"
+    ]  # fmt: skip
+    assert all(stage.verdict == "parity" and stage.compared for stage in found.stages)
+    assert found.causes == ()
