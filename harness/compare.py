@@ -13,7 +13,7 @@ from .comparison import Comparison, Finding, Row, Side
 from .facing import facing
 from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
-from .measuring import measure_pair
+from .measuring import Asked, in_batches, measure_pairs
 from .parted import leave_out_after_parting
 from .progress import Progress, Silent
 from .refuse import refuse_unlike
@@ -52,8 +52,8 @@ def compare_runs(
     order = [tap for tap in maker.aligner.order if not taps or matches(tap, taps)]
     rows: list[Row] = []
     with (progress or Silent()).stage(f"comparing {sides[1].label}", len(order)) as bar, _no_collection():
-        for place, tap in enumerate(order):
-            rows += maker.rows(tap, place)
+        for made in maker.rows(order):
+            rows += made
             bar.advance()
     unsound = _unsound(rows) or maker.unsound
     if replay in ("free", "own"):
@@ -98,11 +98,12 @@ def floors_from(reference: Run, others: Iterable[Run]) -> dict[str, Floor]:
     floors: dict[str, Floor] = {}
     for other in others:
         aligner = Aligner(reference, other)
-        for tap in reference.taps:
-            for pair in aligner.pairs(tap):
-                if pair.measurable:
-                    measured = floor_from(measure_pair(pair)[0])
-                    floors[tap] = floors[tap].merge(measured) if tap in floors else measured
+        pairs = (pair for tap in reference.taps for pair in aligner.pairs(tap) if pair.measurable)
+        for batch in in_batches(pairs, lambda pair: pair):
+            found = measure_pairs([(pair, Asked()) for pair in batch])
+            for pair, (metrics, _) in zip(batch, found, strict=True):
+                floor = floor_from(metrics)
+                floors[pair.tap] = floors[pair.tap].merge(floor) if pair.tap in floors else floor
     return floors
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ ABOVE = math.nextafter(1.0, 2.0)
 """A failing ratio is never rounded down to 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """`status` in the words of a verdict; `ratio` is the error over what is allowed, above 1 fails.
 
     `over_floor` is the error over the noise floor, 1.0 at the floor; `row` the worst row's index per axis.
@@ -40,6 +39,10 @@ class Judgement:
     def passed(self) -> bool:
         """Whether the record is equal or within what is allowed."""
         return self.status in ("equal", "pass")
+
+
+EQUAL = Judgement("equal", ratio=0.0, over_floor=0.0)
+RESPELLED = Judgement("pass", ratio=0.0, over_floor=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,10 @@ def judge_bound(metrics: Metrics, bound: Bound, allow_nonfinite: bool = False) -
     if early is not None:
         return early
     if (metrics.atol, metrics.rtol) == (bound.atol, bound.rtol):
-        failing = metrics.mismatched > metrics.nan_both
         ratio = metrics.worst_ratio
-        return (
-            _bounded(metrics, bound, max(ratio, ABOVE))
-            if failing
-            else Judgement("pass", ratio=min(ratio, 1.0))
-        )
+        if metrics.mismatched > metrics.nan_both:
+            return _bounded(metrics, bound, max(ratio, ABOVE))
+        return Judgement("pass", ratio=min(ratio, 1.0))
     return _rejudged(metrics, bound)
 
 
@@ -186,7 +186,7 @@ def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
         if metrics.nan_both and not allow_nonfinite:
             return Judgement("nonfinite", f"nan={metrics.nan_both} on both sides at the same places")
     if metrics.max_abs == 0.0:
-        return Judgement("pass" if metrics.respelled else "equal", ratio=0.0, over_floor=0.0)
+        return RESPELLED if metrics.respelled else EQUAL
     return None
 
 

@@ -1,31 +1,32 @@
 """From aligned pairs to judged rows, tap by tap.
 
-There may be a hundred thousand rows: each is made once and filled in place.
+There may be a hundred thousand rows: each is made once and filled in place when its pair was measured,
+which happens to many pairs at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .align import Aligner, matches
-from .cache import missing_rows, spans
-from .case import CachePolicy
 from .comparison import Row
-from .gather import gathered
+from .detail import Detail
+from .handed import Needed, moved
 from .judge import Floor, Judgement, judge_bound, judge_floor
-from .measuring import measure_pair
+from .measuring import Asked, in_batches, measure_pair, measure_pairs
 from .pairs import Pair
 from .slices import worst_slice
-from .values import TapRows, batch_positions, positional, records_of
 
 if TYPE_CHECKING:
     from .mapping import TapMap
-    from .metrics import Metrics
+    from .metrics import LogitMetrics, Metrics
     from .tolerance import Bound, Tolerance
     from .trace import Record, Run
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 LATE = 1 << 62
 #: How the report names the part that moves rows between segments.
 CACHE = "cache"
+#: Status of a row until its pair was measured.
+WAITING = "waiting"
 
 
 @dataclass(frozen=True)
@@ -44,23 +47,41 @@ class Rules:
 
     def of(self, tap: str, expected: str, actual: str) -> Rule:
         """What holds for the records of a tap in these number formats."""
+        bound = self.tolerance.bound(tap, expected, actual)
         floor = None if self.tolerance.overrides(tap) else self.floors.get(tap)
-        return Rule(self.tolerance.bound(tap, expected, actual), floor, self.tolerance.allows_nonfinite(tap))
+        asked = Asked(bound.atol, bound.rtol, rows=floor is not None)
+        return Rule(bound, floor, self.tolerance.allows_nonfinite(tap), asked)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is allowed at one tap; the floor goes before the bound."""
+    """What is allowed at one tap, the floor before the bound, and what must be measured to judge it."""
 
     bound: Bound
     floor: Floor | None
     nonfinite: bool
+    asked: Asked
 
     def judge(self, metrics: Metrics) -> Judgement:
         """The judgement of one measured record."""
         if self.floor is None:
             return judge_bound(metrics, self.bound, allow_nonfinite=self.nonfinite)
         return judge_floor(metrics, self.floor, dtype=metrics.dtype_actual, allow_nonfinite=self.nonfinite)
+
+
+Waiting = tuple[Row, Pair, Rule, Detail | None]
+"""A row whose pair is still to be measured, how it is judged, and who keeps the finest metrics of its tap."""
+
+
+@dataclass(slots=True)
+class _Tap:
+    """The rows of one tap and of its isolated replay, full when `due` pairs were measured."""
+
+    tap: str
+    rows: list[Row] = field(default_factory=list)
+    local: list[Row] = field(default_factory=list)
+    detail: Detail = field(default_factory=Detail)
+    due: int = 0
 
 
 class RowMaker:
@@ -79,19 +100,51 @@ class RowMaker:
         self._isolated = Aligner(reference, isolated) if isolated is not None else None
         self._sources = {row["cache"]: row["source"] for row in self.wiring.get("caches", ())}
         self._segments = _producers(self.wiring)
-        self._needed = _Needed(reference, candidate)
+        self._needed = Needed(reference, candidate)
         self._known: dict[tuple[str, str, str], Rule] = {}
 
-    def rows(self, tap: str, place: int) -> list[Row]:
-        """Rows of one tap in step order, local errors filled in; `place` is the tap's in execution order."""
-        rows = []
-        detail = _Detail()
-        for pair in self.aligner.pairs(tap):
+    def rows(self, taps: Iterable[str]) -> Iterator[list[Row]]:
+        """The rows of each tap in step order, local errors filled in; `taps` are in execution order."""
+        begun: deque[_Tap] = deque()
+        measured = 0
+        for batch in in_batches(self._begin(taps, begun), itemgetter(1)):
+            found = measure_pairs([(pair, rule.asked) for _, pair, rule, _ in batch])
+            for waiting, (metrics, logits) in zip(batch, found, strict=True):
+                _fill(waiting, metrics, logits)
+            measured += len(batch)
+            while begun and begun[0].due <= measured:
+                yield self._finished(begun.popleft())
+        yield from map(self._finished, begun)
+
+    def _begin(self, taps: Iterable[str], begun: deque[_Tap]) -> Iterator[Waiting]:
+        """Make the rows of each tap; what is still to be measured."""
+        count = 0
+        for place, tap in enumerate(taps):
+            made = _Tap(tap)
+            for waiting in self._make(made, place):
+                yield waiting
+                count += 1
+            made.due = count
+            begun.append(made)
+
+    def _make(self, made: _Tap, place: int) -> Iterator[Waiting]:
+        for pair in self.aligner.pairs(made.tap):
             self.fired[pair.rule] = self.fired.get(pair.rule, 0) + 1
             row = self._row(pair, place)
-            detail.keep(row)
-            rows.append(row)
-        local = self._local(tap)
+            made.rows.append(row)
+            if row.status == WAITING:
+                yield row, pair, self._rule(row), made.detail
+        for pair in self._local(made.tap):
+            row = self._row(pair, 0)
+            made.local.append(row)
+            if row.status == WAITING:
+                yield row, pair, self._rule(row), None
+
+    def _finished(self, made: _Tap) -> list[Row]:
+        """The rows of a tap of which every pair was measured."""
+        tap, rows = made.tap, made.rows
+        made.detail.finish()
+        local = {(row.step, row.call): row for row in made.local}
         for row in rows:
             _add_local(row, local)
         if tap in self._sources:
@@ -107,6 +160,7 @@ class RowMaker:
         return tap == self.wiring.get("output", "logits") or tap.partition(".")[0] == "output"
 
     def _row(self, pair: Pair, place: int) -> Row:
+        """The row of a pair; its status is settled unless there are two sides to be measured."""
         row = _bare(pair, place, CACHE if pair.tap in self._sources else self._segments.get(pair.tap))
         if pair.problem:
             row.status, row.reason = "shape", pair.problem
@@ -117,11 +171,10 @@ class RowMaker:
         elif (shapes := pair.shapes) and shapes[0] != shapes[1]:
             row.status, row.reason = "shape", f"shape={shapes[0]}, but should be {shapes[1]}"
         else:
-            self._measured(row, pair)
+            return row
         if row.status in ("missing", "shape") and pair.reference is not None and _holds_nan(pair.reference):
             self.unsound = self.unsound or f"the reference itself holds NaN: {row.tap} at step {row.step}"
-        if pair.lost:
-            row.status, row.reason, row.slice, row.ratio = "missing", pair.lost, pair.lost, math.inf
+        _mark_lost(row, pair)
         return row
 
     def _absent(self, row: Row) -> None:
@@ -132,114 +185,37 @@ class RowMaker:
                 return
         row.status, row.reason = "missing", "the candidate promised this tap and did not record it"
 
-    def _measured(self, row: Row, pair: Pair) -> None:
+    def _rule(self, row: Row) -> Rule:
         key = row.tap, row.expected_dtype, row.dtype
-        rule = self._known.get(key) or self._known.setdefault(key, self._rules.of(*key))
-        metrics, row.logits = measure_pair(pair, rule.bound)
-        judgement = rule.judge(metrics)
-        row.floor = rule.floor.rms if rule.floor else None
-        row.status, row.reason, row.ratio = judgement.status, judgement.reason, judgement.ratio
-        row.error, row.shape, row.metrics = metrics.rel_l2, metrics.shape, metrics
-        if not judgement.passed:
-            row.slice = worst_slice(metrics, positions=pair.positions)
+        return self._known.get(key) or self._known.setdefault(key, self._rules.of(*key))
 
-    def _local(self, tap: str) -> dict[tuple[int, int], Row]:
-        """Rows of the same tap judged in isolation, by step and call."""
+    def _local(self, tap: str) -> Iterable[Pair]:
+        """Pairs of the same tap in isolation: of a cache, what it was handed and what it should hold."""
         if tap in self._sources:
-            return self._moved(tap, self._sources[tap])
+            return moved(self._reference, self._candidate, tap, self._sources[tap])
         if self._isolated is None or tap not in self._isolated.order:
-            return {}
-        pairs = (pair for pair in self._isolated.pairs(tap) if pair.candidate is not None)
-        return {(pair.step, pair.call): self._row(pair, 0) for pair in pairs}
-
-    def _moved(self, tap: str, source: str) -> dict[tuple[int, int], Row]:
-        """A cache only moves rows: each must be what its own source tap was when its token was new."""
-        records = records_of(self._candidate, source)
-        if not records or not all(map(positional, records)):
-            return {}
-        resets = self._candidate.provenance.get("scenario", {}).get("resets", ())
-        trusted = records_of(self._reference, source)
-        own = _Handed(TapRows(records, resets), TapRows(trusted, resets) if trusted else None)
-        out = {}
-        for record in filter(positional, records_of(self._candidate, tap)):
-            pair = gathered(tap, record.step, [record], [], own)
-            if not pair.problem:
-                out[record.step, 0] = self._row(pair, 0)
-        return out
+            return ()
+        return (pair for pair in self._isolated.pairs(tap) if pair.candidate is not None)
 
 
-class _Detail:
-    """Keeps histogram, rows and slices of what someone will look at: the worst record, the first that fail.
-
-    All of them for every record would be some 30 KB each.
-    """
-
-    FAILING = 16
-
-    def __init__(self) -> None:
-        self._worst: Row | None = None
-        self._failing = 0
-
-    def keep(self, row: Row) -> None:
-        """Take note of the next row; what need not be kept in full is slimmed."""
-        if row.metrics is None:
-            return
-        if row.failing and self._failing < self.FAILING:
-            self._failing += 1
-            return
-        before = self._worst
-        if before is None or (row.ratio or 0.0) > (before.ratio or 0.0):
-            self._worst, row = row, before  # type: ignore[assignment]
-        if row is not None and row.metrics is not None:
-            row.metrics = row.metrics.slim()
+def _fill(waiting: Waiting, metrics: Metrics, logits: LogitMetrics | None) -> None:
+    """Judge what was measured; a record that fails is measured again in full, to say where."""
+    row, pair, rule, detail = waiting
+    judgement = rule.judge(metrics)
+    row.floor = rule.floor.rms if rule.floor else None
+    row.status, row.reason, row.ratio = judgement.status, judgement.reason, judgement.ratio
+    row.error, row.shape, row.metrics, row.logits = metrics.rel_l2, metrics.shape, metrics, logits
+    if not judgement.passed:
+        row.metrics = metrics if metrics.detailed else measure_pair(pair, rule.asked)[0]
+        row.slice = worst_slice(row.metrics, positions=pair.positions)
+    _mark_lost(row, pair)
+    if detail is not None:
+        detail.keep(row, pair, rule.asked)
 
 
-class _Handed:
-    """What a cache should hold: the rows that its run appended; where others filled it, the reference's."""
-
-    def __init__(self, own: TapRows, reference: TapRows | None) -> None:
-        self._own, self._reference = own, reference
-        self.axes = own.axes
-
-    def at(self, step: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `TapRows.at`."""
-        rows, found = self._own.at(step, positions)
-        if self._reference is None or found[positions >= 0].all():
-            return rows, found
-        others, known = self._reference.at(step, positions)
-        rows[~found] = others[~found].astype(rows.dtype)
-        return rows, found | known
-
-
-class _Needed:
-    """Positions that a token may attend to must be in the cache that it is handed."""
-
-    def __init__(self, reference: Run, candidate: Run) -> None:
-        policy = candidate.provenance.get("policy", "none")
-        self._known = policy != "none"
-        self._window = CachePolicy.parse(policy).window if self._known else None
-        self._queries = {record.step: record for record in records_of(candidate, "ids") if positional(record)}
-        self._candidate = candidate
-        if candidate.provenance.get("cache_records") == "rows":
-            last = max((record.step for record in records_of(reference, "ids")), default=-1)
-            self._queries = {step: query for step, query in self._queries.items() if step == last}
-
-    def check(self, tap: str, rows: Sequence[Row]) -> None:
-        """Mark rows of a cache tap that lack a position; the fault is the cache's own."""
-        held = {record.step: record for record in records_of(self._candidate, tap) if positional(record)}
-        for row in rows:
-            if self._known and row.step in held and row.step in self._queries:
-                lost = self._lost(self._queries[row.step], held[row.step])
-                if lost:
-                    row.status, row.reason, row.slice = "fail", lost, lost
-                    row.ratio = row.local_ratio = float("inf")
-
-    def _lost(self, query: Record, held: Record) -> str:
-        lacking = missing_rows(batch_positions(query), batch_positions(held), self._window)
-        for sequence, positions in enumerate(lacking):
-            if positions:
-                return f"sequence {sequence}: no row for position {spans(positions)}"
-        return ""
+def _mark_lost(row: Row, pair: Pair) -> None:
+    if pair.lost:
+        row.status, row.reason, row.slice, row.ratio = "missing", pair.lost, pair.lost, math.inf
 
 
 def _producers(wiring: Mapping[str, Any]) -> dict[str, str]:
@@ -263,7 +239,7 @@ def _bare(pair: Pair, place: int, segment: str | None) -> Row:
         tap=pair.tap,
         step=pair.step,
         call=pair.call,
-        status="skipped",
+        status=WAITING,
         segment=segment,
         axes=pair.axes,
         shape=tuple(some.shape) if some else (),

@@ -28,12 +28,12 @@ _ROW_FIELDS = ("err_rms", "ref_rms", "err_max", "ref_max", "mismatched", "nonfin
 
 def _float_slot(name: str, doc: str) -> property:
     place = SLOT[name]
-    return property(lambda self: float(self._sums[place]), doc=doc)
+    return property(lambda self: self._sums.item(place), doc=doc)
 
 
 def _int_slot(name: str, doc: str) -> property:
     place = SLOT[name]
-    return property(lambda self: int(self._sums.view(np.int64)[place]), doc=doc)
+    return property(lambda self: self._counts.item(place), doc=doc)
 
 
 class Metrics:
@@ -43,7 +43,7 @@ class Metrics:
     """
 
     __slots__ = (
-        "_cells", "_columns", "_joint", "_profiles", "_rows", "_sums",
+        "_cells", "_columns", "_counts", "_joint", "_profiles", "_rows", "_sums",
         "atol", "count", "dtype_actual", "dtype_expected", "full", "plan", "rtol",
     )  # fmt: skip
 
@@ -61,7 +61,8 @@ class Metrics:
         self.plan, self.count, self.full = plan, plan.size, full
         self.atol, self.rtol = bound
         self.dtype_actual, self.dtype_expected = names
-        self._sums, self._rows, self._columns, self._cells = sums, rows, columns, cells
+        self._sums, self._counts = sums, sums.view(np.int64)
+        self._rows, self._columns, self._cells = rows, columns, cells
         self._joint: Joint | None = None
         self._profiles: dict[str, SliceProfile] | None = None
 
@@ -191,6 +192,11 @@ class Metrics:
         return Histogram.from_joint(joint, self.used - int(joint.count.sum()))
 
     @property
+    def detailed(self) -> bool:
+        """Whether it holds columns and histogram, not only what a survey or `slim` leaves."""
+        return self._cells is not None
+
+    @property
     def raw_rows(self) -> Floats:
         """Sums of squares, maxima and counts per row, `[R, 7]`; what the judge reads."""
         return self._rows
@@ -209,6 +215,8 @@ class Metrics:
 
     def slim(self) -> Metrics:
         """The same numbers without rows, histogram and slices: a few hundred bytes whatever was measured."""
+        if self._cells is None and not len(self._rows):
+            return self
         bound, names = (self.atol, self.rtol), (self.dtype_actual, self.dtype_expected)
         return Metrics(self.plan, bound, names, self._sums, _NO_ROWS, _NO_COLUMNS, None, self.full)
 
@@ -218,7 +226,7 @@ class Metrics:
         return tuple(int(i) for i in np.unravel_index(place, self.shape)) if place >= 0 and self.count else ()
 
     def _sum(self, name: str) -> float:
-        return float(self._sums[SLOT[name]])
+        return self._sums.item(SLOT[name])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; infinities are strings. Long profiles and many rows are left out."""
@@ -235,7 +243,7 @@ class Metrics:
             "exact_zero": self.exact_zero,
         }
         data |= {name: _plain(self._sum(name)) for name in _FLOAT_SLOTS}
-        data |= {name: int(self._sums.view(np.int64)[SLOT[name]]) for name in _INT_SLOTS}
+        data |= {name: self._counts.item(SLOT[name]) for name in _INT_SLOTS}
         for name in ("mean_abs", "rmse", "rms_expected", "rms_actual", "rel_l2", "cosine", "sqnr_db"):
             data[name] = _plain(getattr(self, name))
         if self.full:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from typing import Any
 
@@ -13,29 +12,31 @@ from ..errors import UserError
 from . import format as f
 from .schema import Stream
 
-
-def shape_keys(rows: np.ndarray[Any, Any]) -> list[bytes]:
-    """Bytes that say the shape, one per row: ndim and the eight sizes."""
-    packed = np.empty(len(rows), np.dtype([("ndim", "u1"), ("shape", "<i8", (f.MAX_DIMS,))]))
-    packed["ndim"], packed["shape"] = rows["ndim"], rows["shape"]
-    raw, size = packed.tobytes(), packed.dtype.itemsize
-    return [raw[i : i + size] for i in range(0, len(raw), size)]
+KIND = np.dtype([(name, f.ROW[name]) for name in ("tap", "axes", "dtype", "ndim", "shape")])
+"""What many rows have in common."""
 
 
-def shapes(rows: np.ndarray[Any, Any]) -> dict[bytes, tuple[tuple[int, ...], int]]:
-    """Shape and size of every shape that occurs."""
-    found = {}
-    for key in set(shape_keys(rows)):
-        shape = tuple(np.frombuffer(key[1:], "<i8")[: key[0]].tolist())
-        found[key] = (shape, math.prod(shape))
+def kinds(rows: np.ndarray[Any, Any]) -> list[bytes]:
+    """The kind of each row as bytes, for `np.frombuffer(..., KIND)`."""
+    packed = np.empty(len(rows), KIND)
+    for name in KIND.names or ():
+        packed[name] = rows[name]
+    found: list[bytes] = packed.view(f"V{KIND.itemsize}").tolist()
     return found
 
 
 def sizes(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Elements of each row's record."""
-    used = np.arange(f.MAX_DIMS) < rows["ndim"][:, None]
-    sizes: np.ndarray[Any, np.dtype[np.int64]] = np.where(used, rows["shape"], 1).prod(axis=1)
-    return sizes
+    return _product(rows, np.int64)
+
+
+def _product(rows: np.ndarray[Any, Any], number: type) -> np.ndarray[Any, Any]:
+    """Product of each row's shape, in a type that may round but must not wrap when shapes are not trusted."""
+    product: np.ndarray[Any, Any] = np.ones(len(rows), number)
+    ndim = rows["ndim"]
+    for dim in range(min(int(ndim.max(initial=0)), f.MAX_DIMS)):
+        product *= np.where(ndim > dim, rows["shape"][:, dim], 1)
+    return product
 
 
 def trusted(
@@ -43,11 +44,11 @@ def trusted(
 ) -> np.ndarray[Any, Any]:
     """Rows that were written, every one checked before anything is read or allocated after it."""
     rows = rows[: _written(rows)]
-    raw, size = rows.tobytes(), f.ROW.itemsize
-    for number, crc in enumerate(rows["row_crc"].tolist()):
-        start = number * size
-        if zlib.crc32(raw[start : start + f.ROW_CRC_AT]) != crc:
-            raise UserError(f"path={path}: index row {number} fails its checksum; the file is damaged")
+    raw = rows.tobytes()
+    found = [zlib.crc32(raw[at : at + f.ROW_CRC_AT]) for at in range(0, len(raw), f.ROW.itemsize)]
+    damaged = np.flatnonzero(rows["row_crc"] != np.array(found, np.uint32))
+    if damaged.size:
+        raise UserError(f"path={path}: index row {damaged[0]} fails its checksum; the file is damaged")
     absurd = np.flatnonzero(_absurd(rows, streams, dtypes))
     if absurd.size:
         row = rows[absurd[0]]
@@ -71,7 +72,5 @@ def _absurd(
     bad = (rows["dtype"] >= len(dtypes)) | (rows["ndim"] > f.MAX_DIMS) | (rows["offset"] < 0)
     bad |= (rows["shape"] < 0).any(axis=1)
     extents = np.array([streams[f"data/{storage_dtype(name).name}"].extent for name in dtypes], np.float64)
-    used = np.arange(f.MAX_DIMS) < rows["ndim"][:, None]
-    sizes = np.where(used, rows["shape"].astype(np.float64), 1.0).prod(axis=1)
-    bad |= rows["offset"] + sizes > extents[np.minimum(rows["dtype"], len(dtypes) - 1)]
+    bad |= rows["offset"] + _product(rows, np.float64) > extents[np.minimum(rows["dtype"], len(dtypes) - 1)]
     return np.asarray(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -218,15 +219,21 @@ class Run:
         return self._taps
 
     def _list(self, orders: Column) -> list[Record]:
-        rows, trace = self._trace._rows[orders], self._trace
-        shapes, text, dtypes = index.shapes(rows), trace._text, trace.layout.dtypes
-        columns = [rows[name].tolist() for name in ("tap", "step", "call", "dtype", "axes")]
+        rows = self._trace._rows[orders]
+        kinds = index.kinds(rows)
+        known = {kind: self._kind(kind) for kind in set(kinds)}
+        columns = orders.tolist(), rows["step"].tolist(), rows["call"].tolist(), kinds
         return [
-            Record(self, order, text(tap), step, call, dtypes[dtype], *shapes[key], text(axes))
-            for order, key, tap, step, call, dtype, axes in zip(
-                orders.tolist(), index.shape_keys(rows), *columns, strict=True
-            )
+            Record(self, order, step, call, *known[kind])
+            for order, step, call, kind in zip(*columns, strict=True)
         ]
+
+    def _kind(self, kind: bytes) -> tuple[str, str, tuple[int, ...], int, str]:
+        """Tap, dtype, shape, size and axes."""
+        row, trace = np.frombuffer(kind, index.KIND)[0], self._trace
+        shape = tuple(row["shape"][: row["ndim"]].tolist())
+        names = trace._text(int(row["tap"])), trace._text(int(row["axes"]))
+        return names[0], trace.layout.dtypes[row["dtype"]], shape, math.prod(shape), names[1]
 
 
 def _which(records: Sequence[Record]) -> str:

@@ -28,9 +28,9 @@ class Record:
         self,
         run: Run,
         order: int,
-        tap: str,
         step: int,
         call: int,
+        tap: str,
         dtype: str,
         shape: tuple[int, ...],
         size: int,
@@ -38,9 +38,9 @@ class Record:
     ) -> None:
         self._run = run
         self.order = order
-        self.tap = tap
         self.step = step
         self.call = call
+        self.tap = tap
         self.dtype = dtype
         self.shape = shape
         self.size = size

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity.harness.cache import spans
 from parity.harness.compare import floors_from
 from parity.harness.comparison import Comparison, Finding, Result, Side
 from parity.harness.errors import UserError
 from parity.harness.judge import Floor
 from parity.harness.mapping import TapMap, Transform
-from parity.harness.rows import Rules, spans
+from parity.harness.rows import Rules
 from parity.harness.tolerance import Bound, Override, Tolerance
 
 
