@@ -1,8 +1,8 @@
 """How far narrow arithmetic may depart where no floor was measured, and quantized arithmetic ever.
 
-A format explains errors up to a ceiling. A quantized candidate must besides stay close to its emulation, which
-runs the same scales in exact integer arithmetic: what is left is the implementation. Rows are judged, as by
-any noise floor.
+A format explains errors up to a ceiling. A quantized candidate must besides stay close to its emulation,
+which runs the same scales in exact integer arithmetic: what is left is the implementation. Rows are judged,
+as by any noise floor.
 """
 
 from __future__ import annotations
