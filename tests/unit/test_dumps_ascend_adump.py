@@ -243,9 +243,12 @@ def test_a_tree_is_read_in_execution_order_iteration_by_iteration(tmp_path: Path
         (1, "b:output:0", 0, 50),
     ]
     assert contents.facts["iterations"] == [0, 1]
-    assert [e.step for e in read(tmp_path, shift="2").entries] == [2, 2, 2, 3, 3]
-    with pytest.raises(UserError, match="before the first step"):
-        entries(tmp_path, shift="-1")
+    assert [e.step for e in read(tmp_path, steps="1").entries] == [1, 1]
+    assert len(list(read(tmp_path, steps="0-1").entries)) == 5
+    with pytest.raises(UserError, match="none of them is in it; it has 0, 1"):
+        read(tmp_path, steps="2-9")
+    with pytest.raises(UserError, match="should be a number or two"):
+        read(tmp_path, steps="a-")
 
 
 def test_reading_twice_gives_the_same(tmp_path: Path) -> None:
@@ -319,8 +322,8 @@ def test_token_ids_are_taken_from_the_entry_that_is_named(tmp_path: Path) -> Non
     for iteration in (0, 1):
         path = tmp_path / str(iteration) / NAME
         write_adump(path, "emb", inputs=[Written(np.int64([[5 + iteration]]))])
-    contents = read(tmp_path, ids="emb:input:0", shift="3")
-    assert {step: ids.tolist() for step, ids in contents.fed.items()} == {3: [[5]], 4: [[6]]}
+    contents = read(tmp_path, ids="emb:input:0")
+    assert {step: ids.tolist() for step, ids in contents.fed.items()} == {0: [[5]], 1: [[6]]}
     with pytest.raises(UserError, match="no such entry"):
         read(tmp_path, ids="emb:input:1")
 

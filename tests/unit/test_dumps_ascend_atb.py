@@ -179,27 +179,27 @@ def test_a_name_that_leads_nowhere_or_out_is_refused(tmp_path: Path, other: str,
         entries(tmp_path)
 
 
-def test_the_token_shift_is_a_parameter_and_the_ids_are_handed_on(tmp_path: Path) -> None:
+def test_token_ids_are_handed_on_and_a_warm_up_can_be_left_out(tmp_path: Path) -> None:
     for execution, ids in ((0, [[1, 2, 3]]), (1, [[4]])):
         tensors = {
             "0_Model/before/intensor0_input_ids": np.array(ids, np.int64),
             "0_Model/after/outtensor0": array(),
         }
         write_atb_tree(tmp_path, tensors, execution=execution)
-    contents = read(tmp_path, shift="1")
-    assert {step: ids.tolist() for step, ids in contents.fed.items()} == {1: [[1, 2, 3]], 2: [[4]]}
-    assert {entry.step for entry in contents.entries} == {1, 2}
+    contents = read(tmp_path)
+    assert {step: ids.tolist() for step, ids in contents.fed.items()} == {0: [[1, 2, 3]], 1: [[4]]}
+    assert {entry.step for entry in contents.entries} == {0, 1}
     named = read(tmp_path, ids="0_Model/before/intensor0_input_ids")
     assert sorted(named.fed) == [0, 1]
-    with pytest.raises(UserError, match="before the first step"):
-        list(read(tmp_path, shift="-1").entries)
+    late = read(tmp_path, steps="1-9")
+    assert {entry.step for entry in late.entries} == set(late.fed) == {1}
 
 
-def test_without_token_ids_the_shift_is_said_to_be_unchecked(tmp_path: Path) -> None:
+def test_without_token_ids_that_is_said(tmp_path: Path) -> None:
     write_atb_tree(tmp_path, {"0_Model/after/outtensor0": array()})
     write_atb_tree(tmp_path, {"0_Model/after/outtensor0": array()}, execution=4)
     notes = " ".join(read(tmp_path).notes)
-    assert "is not checked" in notes
+    assert "ids=NAME" in notes
     assert "not in one row: [0, 4]" in notes
     with pytest.raises(UserError, match="are no token ids"):
         read(tmp_path, ids="0_Model/after/outtensor0")

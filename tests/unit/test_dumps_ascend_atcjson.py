@@ -49,7 +49,8 @@ def test_every_relation_is_told_apart(tmp_path: Path) -> None:
     mapping = read_atc(
         write(
             tmp_path,
-            op("one", 1, ["/a"], [origin("/a", 1), {}]),
+            op("first", 0, ["/a"], [origin("/a")]),
+            op("one", 1, ["/a"], [origin("/a"), {}]),
             op("fused", 2, ["/b", "/c"], [{}]),
             op("stated", 3, ["/b2", "/c2"], [origin("/b2")]),
             op("part0", 5, ["/d"], [{}], **multi),
@@ -61,7 +62,8 @@ def test_every_relation_is_told_apart(tmp_path: Path) -> None:
         )
     )
     assert {name: output.origin for name, output in mapping.outputs.items()} == {
-        "one:output:0": "/a:1",
+        "first:output:0": "",
+        "one:output:0": "/a:0",
         "one:output:1": "/a:1",
         "fused:output:0": "/c:0",
         "stated:output:0": "/b2:0",
@@ -74,10 +76,11 @@ def test_every_relation_is_told_apart(tmp_path: Path) -> None:
         "same:output:1": "same:1",
     }
     assert mapping.relations() == {
-        atcjson.ONE: 4,
+        atcjson.EARLIER: 1,
+        atcjson.ONE: 2,
         atcjson.FUSED: 2,
         atcjson.PART: 1,
-        atcjson.MANY: 1,
+        atcjson.MANY: 3,
         atcjson.L1: 2,
         atcjson.INSERTED: 1,
     }

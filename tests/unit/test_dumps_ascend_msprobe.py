@@ -49,45 +49,45 @@ def dump(tmp_path: Path) -> Path:
 
 def test_entries_have_the_files_names_in_the_order_of_the_json(dump: Path) -> None:
     found = entries(dump)
-    assert list(found) == [
+    assert [entry.name for entry in read(dump).entries] == [
         "Functional.embedding.0.forward.input.0",
         "Functional.embedding.0.forward.input.1",
         "Functional.embedding.0.forward.output.0",
-        "Module.layers.0.attn.Attention.forward.0.input.0",
-        "Module.layers.0.attn.Attention.forward.0.input.1.0",
-        "Module.layers.0.attn.Attention.forward.0.kwargs.mask",
-        "Module.layers.0.attn.Attention.forward.0.output.0",
-        "Module.layers.0.attn.Attention.forward.0.output.1",
-        "Module.layers.0.Layer.forward.0.input.0",
-        "Module.layers.0.Layer.forward.0.output.0",
-        "Module.layers.0.Layer.forward.1.input.0",
-        "Module.layers.0.Layer.forward.1.output.0",
-        "Module.layers.0.Layer.backward.0.input.0",
-        "Module.layers.0.Layer.backward.0.output.0",
+        "Module.layers.0.attn.Attention.forward.input.0",
+        "Module.layers.0.attn.Attention.forward.input.1.0",
+        "Module.layers.0.attn.Attention.forward.kwargs.mask",
+        "Module.layers.0.attn.Attention.forward.output.0",
+        "Module.layers.0.attn.Attention.forward.output.1",
+        "Module.layers.0.Layer.forward.input.0",
+        "Module.layers.0.Layer.forward.output.0",
+        "Module.layers.0.Layer.forward.input.0",
+        "Module.layers.0.Layer.forward.output.0",
+        "Module.layers.0.Layer.backward.input.0",
+        "Module.layers.0.Layer.backward.output.0",
         "Module.layers.0.Layer.parameters_grad.0.weight",
     ]
-    np.testing.assert_array_equal(found["Module.layers.0.Layer.backward.0.output.0"].load(), X * 9)
-    bits = found["Module.layers.0.attn.Attention.forward.0.output.1"].load()
+    np.testing.assert_array_equal(found["Module.layers.0.Layer.backward.output.0"].load(), X * 9)
+    bits = found["Module.layers.0.attn.Attention.forward.output.1"].load()
     assert bits.tobytes() == BF.tobytes()
 
 
 def test_modules_know_their_own_taps_and_calls(dump: Path) -> None:
-    taps = {e.name.removeprefix("Module.layers.0."): (e.tap, e.call) for e in entries(dump).values() if e.tap}
-    assert taps == {
-        "attn.Attention.forward.0.input.0": ("module:layers.0.attn:in.0", 0),
-        "attn.Attention.forward.0.output.0": ("module:layers.0.attn.0", 0),
-        "attn.Attention.forward.0.output.1": ("module:layers.0.attn.1", 0),
-        "Layer.forward.0.input.0": ("module:layers.0:in.0", 0),
-        "Layer.forward.0.output.0": ("module:layers.0", 0),
-        "Layer.forward.1.input.0": ("module:layers.0:in.0", 1),
-        "Layer.forward.1.output.0": ("module:layers.0", 1),
-    }
+    taps = [(e.name.removeprefix("Module.layers.0."), e.tap, e.call) for e in read(dump).entries if e.tap]
+    assert taps == [
+        ("attn.Attention.forward.input.0", "module:layers.0.attn:in.0", 0),
+        ("attn.Attention.forward.output.0", "module:layers.0.attn.0", 0),
+        ("attn.Attention.forward.output.1", "module:layers.0.attn.1", 0),
+        ("Layer.forward.input.0", "module:layers.0:in.0", 0),
+        ("Layer.forward.output.0", "module:layers.0", 0),
+        ("Layer.forward.input.0", "module:layers.0:in.0", 1),
+        ("Layer.forward.output.0", "module:layers.0", 1),
+    ]
 
 
 def test_parameters_are_read_when_asked_for_and_otherwise_said_to_be_left_out(dump: Path) -> None:
     assert any("every parameters" in note for note in read(dump).notes)
     assert list(entries(dump, parts="parameters")) == [
-        "Module.layers.0.attn.Attention.forward.0.parameters.weight"
+        "Module.layers.0.attn.Attention.forward.parameters.weight"
     ]
     with pytest.raises(UserError, match="should be some of"):
         read(dump, parts="weights")
@@ -100,7 +100,7 @@ def test_a_checksum_that_is_called_md5_is_called_what_it_is(dump: Path) -> None:
 @pytest.mark.parametrize("deep", [".", "step0", "step0/proc77", "step0/proc77/dump.json"])
 def test_any_folder_of_the_tree_may_be_given(dump: Path, deep: str) -> None:
     assert MsprobeReader().detects(dump / deep)
-    assert len(entries(dump / deep)) == 15
+    assert len(list(read(dump / deep).entries)) == 15
 
 
 @pytest.mark.parametrize("folder", ["proc5", "rank", "rank0", "rank3", "."])
@@ -109,11 +109,11 @@ def test_every_name_of_a_process_is_known(tmp_path: Path, folder: str) -> None:
     assert {entry.step for entry in read(tmp_path).entries} == {4}
 
 
-def test_steps_are_ordered_by_number_and_shifted_when_asked(tmp_path: Path) -> None:
+def test_steps_are_ordered_by_number_and_chosen_when_asked(tmp_path: Path) -> None:
     for step in (10, 2):
         write_msprobe(tmp_path / f"step{step}" / "rank0", {"Functional.a.0.forward": {"output": [X * step]}})
     assert [(e.step, float(e.load()[0, 1])) for e in read(tmp_path).entries] == [(2, 2.0), (10, 10.0)]
-    assert [e.step for e in read(tmp_path, shift="-2").entries] == [0, 8]
+    assert [e.step for e in read(tmp_path, steps="3-10").entries] == [10]
 
 
 def test_several_processes_must_be_chosen(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_file_of_another_dump_is_refused(dump: Path) -> None:
     path = folder / "dump.json"
     path.write_text(path.read_text().replace("torch.bfloat16", "torch.float16"))
     with pytest.raises(UserError, match="another dump's file"):
-        entries(dump)["Module.layers.0.attn.Attention.forward.0.output.1"].load()
+        entries(dump)["Module.layers.0.attn.Attention.forward.output.1"].load()
     (folder / "dump_tensor_data" / "Functional.embedding.0.forward.input.0.pt").unlink()
     with pytest.raises(UserError, match="cannot be read"):
         entries(dump)["Functional.embedding.0.forward.input.0"].load()

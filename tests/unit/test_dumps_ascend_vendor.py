@@ -202,7 +202,9 @@ def test_the_vendor_compares_the_trees_that_we_write_with_its_own(
 ) -> None:
     (theirs,) = debugged["tensor"].glob("step0/proc*")
     everything = ReadOptions(settings={"parts": "input,kwargs,parameters,output,parameters_grad"})
-    arrays = {e.name: e.load() for e in MsprobeReader().read(theirs, everything).entries}
+    arrays = {
+        e.meta["file"].removesuffix(".pt"): e.load() for e in MsprobeReader().read(theirs, everything).entries
+    }
     calls = {
         key: {section: refilled(given, arrays) for section, given in value.items()}
         for key, value in json.loads((theirs / "dump.json").read_text())["data"].items()

@@ -73,13 +73,13 @@ class AisDump:
         self.choice.finish(self.root)
 
     def _entries(self) -> Iterator[Dumped]:
-        for number, (sample, files) in enumerate(self.samples.items()):
+        numbered = enumerate(self.samples.items())
+        for number, (sample, files) in self.choice.chosen(numbered, lambda item: item[0], self.root):
             for index, path in files:
                 name = self.said[index].name if index < len(self.said) else f"output_{index}"
                 if self.choice.wants(name):
                     entry = self._entry(name, index, path)
-                    step = self.choice.step(number, path)
-                    yield replace(entry, step=step, meta={"sample": sample, "file": path.name})
+                    yield replace(entry, step=number, meta={"sample": sample, "file": path.name})
 
     def _entry(self, name: str, index: int, path: Path) -> Dumped:
         said = self.said[index] if index < len(self.said) else None

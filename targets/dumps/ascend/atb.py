@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,6 @@ class AtbDump:
             yield from self._statistics(table)
 
     def _entry(self, place: AtbPlace, param: Mapping[str, Any]) -> Dumped:
-        step = self.choice.step(place.execution, place.path)
         file, path = parse_atb(place.path), place.path
         meta: dict[str, Any] = {"device": place.device, **param}
         if file.other:
@@ -60,7 +60,8 @@ class AtbDump:
                 raise bad(place.path, f"names {file.other!r} for its data, which is another tensor's")
             meta["data_of"] = file.other
             file = held
-        return Dumped(place.name, file.shape, file.dtype, lambda: load_atb(path, file), step=step, meta=meta)
+        load = partial(load_atb, path, file)
+        return Dumped(place.name, file.shape, file.dtype, load, step=place.execution, meta=meta)
 
     def _statistics(self, table: Path) -> Iterator[Dumped]:
         for row in statistics.table(table):
@@ -74,8 +75,9 @@ class AtbDump:
                 raise bad(table, f"has the execution count {execution[:20]!r}")
             meta = {"shape": row.get("Shape", ""), "dtype": row.get("Dtype", "")}
             found = statistics.entry(name, row, table, meta)
-            if found is not None and self.choice.wants(found.name):
-                yield replace(found, step=self.choice.step(int(execution), table))
+            chosen = self.choice.steps[0] <= int(execution) <= self.choice.steps[1]
+            if found is not None and chosen and self.choice.wants(found.name):
+                yield replace(found, step=int(execution))
 
 
 def _row_name(row: Mapping[str, str], table: Path) -> str:
@@ -100,8 +102,6 @@ class AtbReader:
     summary = "Ascend Transformer Boost dump (.bin trees of msprobe and msit)"
     settings: Mapping[str, str] = {
         **SETTINGS,
-        "shift": "added to the execution count (msit: folder 0 holds the prefill and the first decode, so "
-        "torch's step n lies in folder n-1, and a warm-up run shifts by one more)",
         "device": "the folder {device}_{pid} to read, where several wrote",
         "parts": f"some of {', '.join(_PARTS)}, parted by commas (default {','.join(_MEANT)})",
     }
@@ -126,6 +126,7 @@ class AtbReader:
         if not device and len(devices) > 1:
             raise bad(path, f"holds several devices: {', '.join(devices[:8])}; say device=NAME")
         kept = [place for place in places if not device or place.device == device]
+        kept = choice.chosen(kept, lambda place: place.execution, path)
         dump = AtbDump(path, kept, [] if kept else tables, choice, _parts(options, path), holders(kept))
         facts, notes = arithmetic(options)
         facts |= {"device": device or "".join(devices), "executions": sorted({p.execution for p in kept})}

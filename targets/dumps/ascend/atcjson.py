@@ -23,13 +23,14 @@ ORIGIN, ORIGIN_INDEX, ORIGIN_FORMAT = (
     "_datadump_origin_format",
 )
 MULTI, GROUP = "_datadump_is_multiop", "_L1_fusion_sub_graph_no"
-ONE, FUSED, PART, MANY, L1, INSERTED = (
+ONE, FUSED, PART, MANY, L1, INSERTED, EARLIER = (
     "one to one",
     "fused: compared at the last of the originals",
     "part of an original that became several: its last part is compared",
     "last part of an original that became several",
     "L1 fusion group",
     "made by the compiler",
+    "an earlier form of a value: its last form is compared",
 )
 #: Operators of a graph; large models have some ten thousand.
 MOST_OPS = 1 << 20
@@ -111,9 +112,13 @@ def read_atc(path: Path) -> AtcMapping:
     last: dict[tuple[str, ...], _Op] = {op.family: op for op in ops}
     sizes = Counter(op.family for op in ops)
     outputs: dict[str, AtcOutput] = {}
+    holder: dict[str, str] = {}
     for op in ops:
         for one in _outputs(op, last[op.family] is op, sizes[op.family]):
             outputs[one.name] = one
+            if one.origin and (earlier := holder.get(one.origin)):
+                outputs[earlier] = AtcOutput(earlier, "", EARLIER)
+            holder[one.origin] = one.name
     return AtcMapping(path.name, outputs)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from parity.harness.errors import UserError, did_you_mean
 from ...ascend.profile import profile_of
 from ..core import Dumped, ReadOptions, bad, read_object
 
+T = TypeVar("T")
 #: Settings of every kind that has steps and names; readers add their own.
 SETTINGS: Mapping[str, str] = {
-    "shift": "added to the dump's step number: 1 if its folder 0 is step 1 of the scenario (default 0)",
+    "steps": "which of the dump's own step numbers are read: 3 or 1-8 (default all)",
     "ids": "the entry that holds each step's token ids, which are then held against the scenario",
     "leave_out": "entries that are not read, globs parted by commas",
 }
-UNCHECKED = "no entry of token ids was named (ids=NAME): that steps and tokens match is not checked"
+UNCHECKED = "which entry holds each step's token ids was not said (ids=NAME), so that they are not checked"
 UNSAID = (
     "nothing says chip, precision mode and switches of the run (no dump does): give --manifest ascend.json"
 )
@@ -32,7 +33,7 @@ UNSAID = (
 class Choice:
     """The settings of one reading. `used` counts what each glob left out."""
 
-    shift: int = 0
+    steps: tuple[int, int] = (0, 1 << 62)
     ids: str = ""
     leave_out: tuple[str, ...] = ()
     used: Counter[str] = field(default_factory=Counter)
@@ -41,7 +42,7 @@ class Choice:
     def of(cls, options: ReadOptions) -> Choice:
         """The common settings as they were given."""
         globs = [glob.strip() for glob in options.text("leave_out", "").split(",")]
-        return cls(options.number("shift", 0), options.text("ids", ""), tuple(glob for glob in globs if glob))
+        return cls(_range(options), options.text("ids", ""), tuple(glob for glob in globs if glob))
 
     def wants(self, name: str) -> bool:
         """Whether an entry is read; what a glob leaves out is counted."""
@@ -51,17 +52,34 @@ class Choice:
                 return False
         return True
 
-    def step(self, number: int, path: Path) -> int:
-        """The scenario's step of a dump's own number; UserError where it would lie before the first."""
-        if number + self.shift < 0:
-            raise bad(path, f"is step {number}, and shift={self.shift} puts it before the first step")
-        return number + self.shift
+    def chosen(self, items: Iterable[T], number: Callable[[T], int], path: Path) -> list[T]:
+        """The items whose step is wanted; UserError if none of them is."""
+        listed = list(items)
+        first, last = self.steps
+        kept = [item for item in listed if first <= number(item) <= last]
+        if listed and not kept:
+            known = sorted({number(item) for item in listed})
+            raise bad(path, f"steps={first}-{last}: none of them is in it; it has {_few(known)}")
+        return kept
 
     def finish(self, path: Path) -> None:
         """UserError for a glob that left nothing out: it is misspelt, or meant for another dump."""
         for glob in self.leave_out:
             if not self.used[glob]:
                 raise bad(path, f"leave_out={glob!r} matches none of its entries")
+
+
+def _range(options: ReadOptions) -> tuple[int, int]:
+    """`3` or `1-8` -> first and last; UserError for anything else."""
+    text = options.text("steps", f"0-{1 << 62}")
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()) or len(text) > 40:
+        raise UserError(f"steps={text[:40]!r}: should be a number or two, as 3 or 1-8")
+    return int(first), int(last) if dash else int(first)
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (" ..." if len(numbers) > 8 else "")
 
 
 def counted(entries: Iterable[Dumped]) -> Iterator[Dumped]:

@@ -44,11 +44,10 @@ class DeviceDump:
         for file in self.tree.files:
             before = f"{file.model}/" if many else ""
             after = f":slice{file.name.part}" if file.name.part else ""
-            step = self.choice.step(file.iteration, file.path)
             for part, name, make in self._of(file):
                 name = f"{before}{name}{after}"
                 if part in self.parts and self.choice.wants(name):
-                    yield replace(make(), name=name, step=step)
+                    yield replace(make(), name=name, step=file.iteration)
 
     def _of(self, file: DumpFile) -> Iterator[tuple[str, str, Callable[[], Dumped]]]:
         """(part, name, how to make the entry) of each tensor; one that is left out is never made."""
@@ -97,6 +96,7 @@ def read_device(kind: str, path: Path, options: ReadOptions, parse: Parse) -> Co
     if model := options.text("model", ""):
         tree.only("model", model, lambda file: file.model, path)
     choice = Choice.of(options)
+    tree.files = choice.chosen(tree.files, lambda file: file.iteration, path)
     dump = DeviceDump(path, tree, choice, _parts(options, path), parse)
     facts, notes = arithmetic(options)
     facts |= {"device": tree.files[0].device, "models": tree.models, "iterations": _iterations(tree)}

@@ -37,13 +37,12 @@ class LogitsDump:
     def __iter__(self) -> Iterator[Dumped]:
         self.choice.used.clear()
         for number, path in self.steps.items():
-            step = self.choice.step(number, path)
             tensor = checked_tensor(path, TAP, load_torch(path))
             dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
             del tensor
             if self.choice.wants(TAP):
                 axes = _AXES.get(len(shape), "")
-                yield Dumped(TAP, shape, dtype, partial(_load, path), step=step, axes=axes, tap=TAP)
+                yield Dumped(TAP, shape, dtype, partial(_load, path), step=number, axes=axes, tap=TAP)
         self.choice.finish(self.root)
 
 
@@ -57,7 +56,7 @@ class LogitsReader:
     kind = "logits"
     summary = "logits_N.pth, input_ids_N.pth, output_ids_N.txt of MindIE run_pa and msit"
     settings: Mapping[str, str] = {
-        "shift": SETTINGS["shift"],
+        "steps": SETTINGS["steps"],
         "leave_out": SETTINGS["leave_out"],
         "request": "which {dataset}_{key} to read, where msit wrote several",
     }
@@ -76,10 +75,11 @@ class LogitsReader:
         choice = Choice.of(options)
         folder = path if path.is_dir() else path.parent
         names = next(folders(path))[1] if path.is_dir() else [path.name]
-        steps = _steps(folder, names, options.text("request", ""))
+        found = _steps(folder, names, options.text("request", ""))
+        steps = dict(choice.chosen(found.items(), lambda item: item[0], path))
         tokens, notes = _prompts(folder, names)
         facts, said = arithmetic(options)
-        fed = {} if tokens is None else _fed(folder, names, tokens, choice.shift)
+        fed = {} if tokens is None else _fed(folder, names, tokens)
         dump = LogitsDump(path, steps, choice)
         if sorted(steps) != list(range(min(steps), min(steps) + len(steps))):
             notes.append(f"steps are not in one row: {sorted(steps)}")
@@ -120,15 +120,14 @@ def _prompts(folder: Path, names: Sequence[str]) -> tuple[np.ndarray | None, lis
     return np.concatenate(rows), []
 
 
-def _fed(folder: Path, names: Sequence[str], tokens: np.ndarray, shift: int) -> dict[int, np.ndarray]:
+def _fed(folder: Path, names: Sequence[str], tokens: np.ndarray) -> dict[int, np.ndarray]:
     """What each step was fed: the prompt, then what was generated, as far as all rows have it."""
     rows = [_ids(folder / name) for _, name in _numbered(_OUTPUT, names)]
-    fed = {shift: tokens} if shift >= 0 else {}
+    fed = {0: tokens}
     if len(rows) != len(tokens):
         return fed
     for at in range(min(map(len, rows)) - 1 if rows else 0):
-        if at + 1 + shift >= 0:
-            fed[at + 1 + shift] = np.array([[row[at]] for row in rows], np.int64)
+        fed[at + 1] = np.array([[row[at]] for row in rows], np.int64)
     return fed
 
 

@@ -73,14 +73,13 @@ class MsprobeDump:
     def __iter__(self) -> Iterator[Dumped]:
         self.choice.used.clear()
         for place in self.places:
-            step = self.choice.step(place.step, place.path)
             for key, value in _calls(place.path):
                 for part, name, found in _tensors(key, value, place.path):
-                    shown = name if _stored(found) else f"{name}:statistics"
+                    of = _Call(key, part, len(value.get("output") or ()))
+                    shown = of.shown(name) + ("" if _stored(found) else ":statistics")
                     if part in self.parts and self.choice.wants(shown):
-                        outputs = len(value.get("output") or ())
-                        entry = _entry(_Call(key, part, outputs), name, found, place.path)
-                        yield from (replace(one, step=step) for one in entry)
+                        entry = _entry(of, name, found, place.path)
+                        yield from (replace(one, step=place.step, call=of.count) for one in entry)
         self.choice.finish(self.root)
 
 
@@ -92,18 +91,28 @@ class _Call:
     part: str
     outputs: int
 
-    def tap(self, name: str) -> tuple[str | None, int]:
-        """What a module's own output or input is called in a trace, and which call it is."""
+    @property
+    def count(self) -> int:
+        """Which call of its module this is; an operator's count is part of its name."""
         match = _MODULE.fullmatch(self.key)
-        if match is None:
-            return None, 0
-        call, at = int(match["call"]), name.removeprefix(f"{self.key}.{self.part}.")
-        if match["way"] == "backward" or not at.isdecimal() or self.part not in ("input", "output"):
-            return None, call
+        return int(match["call"]) if match else 0
+
+    def shown(self, name: str) -> str:
+        """A tensor's name, the same for each call of a module."""
+        return name.replace(self.key, self.key.rpartition(".")[0], 1) if _MODULE.fullmatch(self.key) else name
+
+    def tap(self, name: str) -> str | None:
+        """What a module's own output or input is called in a trace; None for anything else."""
+        match = _MODULE.fullmatch(self.key)
+        at = name.removeprefix(f"{self.key}.{self.part}.")
+        if match is None or match["way"] == "backward" or not at.isdecimal():
+            return None
         tap = f"module:{match['path']}"
         if self.part == "input":
-            return f"{tap}:in.{at}", call
-        return (f"{tap}.{at}" if self.outputs > 1 else tap), call
+            return f"{tap}:in.{at}"
+        if self.part != "output":
+            return None
+        return f"{tap}.{at}" if self.outputs > 1 else tap
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -154,18 +163,17 @@ def _stored(found: Mapping[str, Any]) -> str:
 def _entry(of: _Call, name: str, found: Mapping[str, Any], path: Path) -> Iterator[Dumped]:
     shape = checked_shape(found["shape"], path, name)
     dtype = dtype_of_text(str(found.get("dtype")), path, name)
-    meta = {"call": of.key, "part": of.part} | ({"crc32": str(found["md5"])} if found.get("md5") else {})
-    stored = _stored(found)
+    meta = {"of": of.key, "part": of.part} | ({"crc32": str(found["md5"])} if found.get("md5") else {})
+    stored, shown = _stored(found), of.shown(name)
     if not stored:
-        one = statistics.entry(name, _numbers(found), path, {**meta, "shape": list(shape), "dtype": dtype})
+        one = statistics.entry(shown, _numbers(found), path, {**meta, "shape": list(shape), "dtype": dtype})
         yield from () if one is None else (one,)
         return
-    tap, call = of.tap(name)
 
     def load() -> np.ndarray:
         return _load(inside(path.parent / DATA, stored), name, shape, dtype)
 
-    yield Dumped(name, shape, dtype, load, call=call, tap=tap, meta=meta)
+    yield Dumped(shown, shape, dtype, load, tap=of.tap(name), meta={**meta, "file": stored})
 
 
 def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,6 +217,7 @@ class MsprobeReader:
         checked_settings(self, options)
         places = _one_process(_places(path), options.text("rank", ""), path)
         choice = Choice.of(options)
+        places = choice.chosen(places, lambda place: place.step, path)
         dump = MsprobeDump(path, places, choice, _parts(options, path))
         first = _described(places[0].path)
         facts, notes = arithmetic(options)
