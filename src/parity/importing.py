@@ -184,7 +184,7 @@ def _origins(atc_json: str | None, onnx: str | None) -> Callable[[str], str | No
 
     table = read_atc(Path(atc_json))
     values = table.values(Path(onnx)) if onnx is not None else {}
-    return lambda name: values.get(name) or table.origin(name)
+    return lambda name: values.get(name) or values.get(name.partition("/")[2]) or table.origin(name)
 
 
 def _check_tokens(

@@ -5,17 +5,18 @@ raw without their scale; types and scales stand in a sidecar, one of
 
     P_tensor_info.txt    beside the model after compiling (no model inputs in it)
     info.txt             `model_tool --info P.cvimodel > info.txt` (inputs too)
-    manifest.json        of the compiled artefact (`tensors`: mlir, format, scale, zero_point, tap)
+    manifest.json        of the compiled artefact (`tensors`: mlir, format, scale, zero_point, tap, shape)
 
 Both texts give scales with six decimals. Shapes have always four dimensions: the first three, then the
-product of the rest, 1 where there are fewer; with the reference's shape at hand that is undone.
+product of the rest, 1 where there are fewer; the manifest's shape, or else the reference's, undoes that.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,12 @@ def _sidecar(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Table:
-    """What a sidecar knows: format and tap by tensor name."""
+    """What a sidecar knows: format, tap and unpadded shape by tensor name."""
 
     formats: Mapping[str, Format]
-    taps: Mapping[str, str]
     facts: Mapping[str, Any]
+    taps: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def read_table(path: Path) -> Table:
@@ -101,7 +103,7 @@ def _from_tensor_info(path: Path, text: str) -> Table:
         match = _ROW.fullmatch(line.strip())
         if match is not None and match["type"] != "x":
             _add(path, formats, match["name"], match["type"], match["scale"])
-    return Table(formats, {}, {})
+    return Table(formats, {})
 
 
 _TENSOR = re.compile(
@@ -122,24 +124,25 @@ def _from_model_tool(path: Path, text: str) -> Table:
     for name in inputs:
         if name in formats:
             formats[name] = replace(formats[name], inverse=True)
-    return Table(formats, {}, {"chip": chip[1]} if chip else {})
+    return Table(formats, {"chip": chip[1]} if chip else {})
 
 
 def _from_manifest(path: Path) -> Table:
     manifest = Fields(path, "the manifest", read_object(path))
-    formats, taps = {}, {}
+    formats, taps, shapes = {}, {}, {}
     for item in manifest.objects("tensors"):
-        name, said = item.text("mlir", "") or item.text("name"), item.content
         if item.text("status", "present") != "present":
             continue
+        name, said = item.text("mlir", "") or item.text("name"), item.content
         formats[name] = format_of(
             path, repr(name), item.text("format"), said.get("scale") or 1.0, said.get("zero_point") or 0
         )
         if tap := item.text("tap", ""):
             taps[name] = tap
-    return Table(
-        formats, taps, facts_of(manifest.content, "chip", "mode", "precision", "toolchain", "versions")
-    )
+        if said.get("shape") is not None:
+            shapes[name] = item.shape("shape")
+    facts = facts_of(manifest.content, "chip", "mode", "precision", "toolchain", "versions")
+    return Table(formats, facts, taps, shapes)
 
 
 def _add(path: Path, formats: dict[str, Format], name: str, word: str, scale: str) -> None:
@@ -154,11 +157,11 @@ def _add(path: Path, formats: dict[str, Format], name: str, word: str, scale: st
 
 def _entry(npz: Npz, key: str, table: Table, sidecar: Path) -> Dumped:
     header, form = npz.header(key), table.formats.get(key)
-    where = Where(tap=table.taps.get(key), meta={"layout": FOUR_DIMENSIONS} if len(header.shape) == 4 else {})
+    shape, meta = _shape(npz, key, table, sidecar)
     if header.logical == "float32":
         said = {} if form is None or form.dtype == "float32" else {"stored as": form.dtype}
-        where = replace(where, meta={**where.meta, **said})
-        return dumped(key, header.shape, Format("float32"), partial(npz.array, key), where)
+        where = Where(tap=table.taps.get(key), meta={**meta, **said})
+        return dumped(key, shape, Format("float32"), partial(_stored, npz, key, "float32", shape), where)
     if form is None:
         raise bad(
             npz.path,
@@ -166,13 +169,29 @@ def _entry(npz: Npz, key: str, table: Table, sidecar: Path) -> Dumped:
             "of `model_tool --info P.cvimodel` with --manifest, which knows inputs too",
         )
     if storage_dtype(form.dtype) != storage_dtype(header.logical):
-        raise bad(npz.path, f"{key!r} holds {header.logical}, but {sidecar.name} says {form.dtype}: it is of "
-                  "another model")  # fmt: skip
-    return dumped(key, header.shape, form, partial(_stored, npz, key, form.dtype), where)
+        raise bad(
+            npz.path,
+            f"{key!r} holds {header.logical}, but {sidecar.name} says {form.dtype}: it is of another model",
+        )
+    where = Where(tap=table.taps.get(key), meta=meta)
+    return dumped(key, shape, form, partial(_stored, npz, key, form.dtype, shape), where)
 
 
-def _stored(npz: Npz, key: str, dtype: str) -> np.ndarray:
-    return as_logical(as_storage(npz.array(key))[0], dtype)
+def _shape(npz: Npz, key: str, table: Table, sidecar: Path) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The shape that the sidecar knows, or the padded one; and what the record says of it."""
+    padded, known = npz.header(key).shape, table.shapes.get(key)
+    if known is None or known == padded:
+        return padded, {"layout": FOUR_DIMENSIONS} if len(padded) == 4 and known is None else {}
+    if math.prod(known) != math.prod(padded):
+        raise bad(
+            npz.path,
+            f"{key!r} has shape {list(padded)}, but {sidecar.name} says {list(known)}: of another model",
+        )
+    return known, {"padding undone": list(padded)}
+
+
+def _stored(npz: Npz, key: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    return as_logical(as_storage(npz.array(key))[0], dtype).reshape(shape)
 
 
 def four_dimensions(shape: tuple[int, ...]) -> tuple[int, ...]:

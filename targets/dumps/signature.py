@@ -1,8 +1,8 @@
 """What goes into a model and comes out of it: names, shapes and formats, from a sidecar of a headerless dump.
 
 Two forms are read: JSON with `inputs` and `outputs` (each a list of objects with `name`, `shape`, `dtype`,
-and `scale`, `zero_point`, `tap` where they are known; the manifest of a compiled artefact is such a file),
-and the text that `model_tool --info x.bmodel` prints.
+and `scale`, `zero_point`, `tap` where they are known; the manifest of a compiled artefact is such a file, and
+its `artefact_format` goes before `dtype`), and the text that `model_tool --info x.bmodel` prints.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _from_json(path: Path) -> Signature:
 
 def _port(item: Fields) -> Port:
     name = item.text("name", "") or item.text("mlir", "") or item.text("onnx")
-    word = item.text("dtype", "") or item.text("format", "float32")
+    word = item.text("artefact_format", "") or item.text("dtype", "") or item.text("format", "float32")
     said = item.content
     form = format_of(item.path, repr(name), word, said.get("scale", 1.0), said.get("zero_point", 0))
     return Port(name, item.shape("shape"), form, item.text("tap", "") or None)
