@@ -75,6 +75,8 @@ def test_modules_know_their_own_taps_and_calls(dump: Path) -> None:
     taps = [(e.name.removeprefix("Module.layers.0."), e.tap, e.call) for e in read(dump).entries if e.tap]
     assert taps == [
         ("attn.Attention.forward.input.0", "module:layers.0.attn:in.0", 0),
+        ("attn.Attention.forward.input.1.0", "module:layers.0.attn:in.1.0", 0),
+        ("attn.Attention.forward.kwargs.mask", "module:layers.0.attn:in.mask", 0),
         ("attn.Attention.forward.output.0", "module:layers.0.attn.0", 0),
         ("attn.Attention.forward.output.1", "module:layers.0.attn.1", 0),
         ("Layer.forward.input.0", "module:layers.0:in.0", 0),

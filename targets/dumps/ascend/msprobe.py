@@ -105,14 +105,12 @@ class _Call:
         """What a module's own output or input is called in a trace; None for anything else."""
         match = _MODULE.fullmatch(self.key)
         at = name.removeprefix(f"{self.key}.{self.part}.")
-        if match is None or match["way"] == "backward" or not at.isdecimal():
+        if match is None or match["way"] == "backward" or self.part not in ("input", "kwargs", "output"):
             return None
         tap = f"module:{match['path']}"
-        if self.part == "input":
-            return f"{tap}:in.{at}"
         if self.part != "output":
-            return None
-        return f"{tap}.{at}" if self.outputs > 1 else tap
+            return f"{tap}:in.{at}"
+        return f"{tap}.{at}" if self.outputs > 1 or not at.isdecimal() else tap
 
 
 def _described(path: Path) -> dict[str, Any]:
