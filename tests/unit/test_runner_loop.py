@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from parity.harness.case import Case
-from parity.harness.errors import UserError
+from parity.harness.errors import CandidateError, UserError
 from parity.harness.progress import Silent
 from parity.harness.replay import replay
 from parity.harness.target import Facts
@@ -22,9 +25,12 @@ from parity.targets.dumps.core import ReadOptions
 from parity.targets.dumps.parity_dump import ParityReader
 from parity.targets.onnx.session import assemble, plan_cache
 from parity.targets.prefilled import collect
+from parity.targets.sophgo.runner.device.files import Package
 from parity.targets.sophgo.runner.device.live import live_models
+from parity.targets.sophgo.runner.device.main import main
 from parity.targets.sophgo.runner.device.run import run
 from parity.targets.sophgo.runner.device.tensors import Failure
+from parity.targets.sophgo.runner.deviceobject import DeviceObject
 from parity.targets.torch_segments import TorchExecutor
 
 
@@ -255,3 +261,66 @@ def test_a_package_reaches_nothing_outside_of_it(tmp_path, wrapped):
     for name in ("../x.npy", "/etc/passwd", "models/../../x"):
         with pytest.raises(Failure, match="lies outside"):
             package.path(name)
+
+
+def test_the_program_plays_a_live_object_that_its_command_names(tmp_path, wrapped, reference, monkeypatch):
+    """As on a board that has the original's extension module: MODULE:CLASS:ARGUMENT."""
+    package = factory.board_package(
+        tmp_path / "p", wrapped, rows=16, prefilled=collect(wrapped, reference), forced=reference
+    )
+    made: list[str] = []
+
+    def make(folder: str) -> Any:
+        made.append(folder)
+        return factory.TorchBoard(wrapped)
+
+    monkeypatch.setitem(sys.modules, "cvi_klm", SimpleNamespace(KLM=make))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        arguments = ["run", package.folder, "--out", str(tmp_path / "d"), "--object", "cvi_klm:KLM:/models"]
+        assert main(arguments) == 0
+        assert main(["run", package.folder, "--out", str(tmp_path / "e")]) == 2
+        assert main([*arguments[:-1], "cvi_klm:Nothing"]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert made == ["/models"]
+    assert_same(wrapped, host_run(wrapped, masked=False, reference=reference), dumped(tmp_path / "d"))
+
+
+def test_a_live_object_is_an_executor_of_the_harness(wrapped, reference):
+    rows = plan_cache(wrapped, masked=False, reference=True)
+    executor = DeviceObject(
+        factory.TorchBoard(wrapped), wrapped.model.wiring, {"B": 1, "T": 1, "W": rows.rows}
+    )
+    session = assemble(wrapped, wrapped.model.wiring, executor, rows, Facts("float32", "static"), reference)
+    found = MemoryRun("object")
+    replay(session, wrapped.scenario, sink=found, progress=Silent(), title="", reference=reference)
+    expected = host_run(wrapped, masked=False, reference=reference)
+    for tap in found.taps:
+        for one, other in zip(found.records(tap), expected.records(tap), strict=True):
+            np.testing.assert_array_equal(one.read(), other.read())
+    with pytest.raises(CandidateError, match="take no mask"):
+        DeviceObject(factory.TorchBoard(wrapped), wrapped.model.masked_wiring, {"B": 1, "T": 1, "W": 16})
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: (folder / "rope.npy").write_bytes(b"x"), "rope.npy: is no .npy file"),
+        (lambda folder: (folder / "rope.npy").unlink(), "rope.npy: cannot be read"),
+        (lambda folder: (folder / "wiring.json").write_text("{"), "wiring.json: is no JSON"),
+        (lambda folder: (folder / "package.json").write_text("{}"), "is no board package of version 1"),
+        (lambda folder: _without(folder, "steps"), "package.json lacks 'steps'"),
+    ],
+)
+def test_a_damaged_package_is_one_sentence(tmp_path, wrapped, damage, sentence):
+    package = factory.board_package(tmp_path / "p", wrapped, rows=16, wiring=wrapped.model.masked_wiring)
+    damage(tmp_path / "p")
+    with pytest.raises(Failure, match=sentence):
+        Package(package.folder)
+
+
+def _without(folder: Path, key: str) -> None:
+    facts = json.loads((folder / "package.json").read_text())
+    del facts[key]
+    (folder / "package.json").write_text(json.dumps(facts))

@@ -6,7 +6,7 @@ import ctypes
 import os
 from typing import Any
 
-from .native import library
+from .native import function, library
 from .tensors import Failure, Model, Slot
 
 #: The runtime's format codes, by position; 9 and 10 (4-bit) never are inputs or outputs.
@@ -91,7 +91,7 @@ class BmRuntime:
         self._runtime = library(folder, ["libbmrt.so.1.0", "libbmrt.so"])
         _declare(self._runtime)
         self._device = ctypes.c_void_p()
-        code = self._bmlib.bm_dev_request(ctypes.byref(self._device), 0)
+        code = function(self._bmlib, "bm_dev_request")(ctypes.byref(self._device), 0)
         if code:
             raise Failure(f"bm_dev_request failed with {code}: no device answers")
         self._handle = self._runtime.bmrt_create(self._device)
@@ -143,5 +143,5 @@ def _declare(runtime: ctypes.CDLL) -> None:
         ("bmrt_get_network_info", ctypes.POINTER(_Net), [pointer, text]),
         ("bmrt_launch_data", ctypes.c_bool, [pointer, text, *[pointer, pointer, count] * 2, ctypes.c_bool]),
     ):
-        function = getattr(runtime, name)
-        function.restype, function.argtypes = result, arguments
+        declared = function(runtime, name)
+        declared.restype, declared.argtypes = result, arguments

@@ -74,6 +74,8 @@ class Cache:
 
     def rewind(self, count: int) -> None:
         """Keep the first `count` rows."""
+        if count >= len(self.positions):
+            return
         for heads in self._heads.values():
             for head in heads:
                 del head[len(head) // len(self.positions) * count :]

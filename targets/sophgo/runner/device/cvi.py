@@ -11,7 +11,7 @@ import hashlib
 import os
 from typing import Any
 
-from .native import library, view
+from .native import function, library, view
 from .tensors import Failure, Model, Slot
 
 #: The runtime's format codes, by position.
@@ -77,9 +77,9 @@ class CviModel(Model):
         return slot
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._runtime, name)(*arguments)
+        code = function(self._runtime, name)(*arguments)
         if code:
-            raise Failure(f"{self._path}: {name} failed with {code}")
+            raise Failure(f"{self._path}: {name} failed with {code} ({code & 0xFFFFFFFF:#x})")
 
 
 class CviRuntime:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import struct
-from array import array
 from typing import Any
 
 from .tensors import Failure
@@ -26,18 +25,10 @@ class Array:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        with _opened(path) as file:
-            magic = file.read(8)
-            if magic[:6] != b"\x93NUMPY" or magic[6] not in (1, 2):
-                raise Failure(f"{path}: is no .npy file")
-            (size,) = (
-                struct.unpack("<H", file.read(2)) if magic[6] == 1 else struct.unpack("<I", file.read(4))
-            )
-            header = ast.literal_eval(file.read(size).decode("latin-1"))
-            self._start = file.tell()
-        if header["descr"] != "<f4" or header["fortran_order"]:
-            raise Failure(f"{path}: holds {header['descr']}, but should hold float32 in C order")
-        self.shape: tuple[int, ...] = header["shape"]
+        try:
+            self.shape, self._start = _header(path)
+        except (ValueError, SyntaxError, KeyError, IndexError, struct.error) as error:
+            raise Failure(f"{path}: is no .npy file of float32 in C order ({error})") from error
 
     def values(self, first: int, count: int) -> bytes:
         """`count` values from the `first` on, row-major."""
@@ -58,12 +49,15 @@ class Package:
         if self.facts.get("format") != FORMAT or self.facts.get("version") != VERSION:
             raise Failure(f"{folder}: is no board package of version {VERSION}; write it again")
         self.wiring = _read_json(os.path.join(folder, "wiring.json"))
-        self.models: dict[str, dict[str, Any]] = self.facts["models"]
-        self.rows: int = self.facts["sizes"]["W"]
-        self.window: int | None = self.facts["window"]
-        self.steps: list[dict[str, Any]] = self.facts["steps"]
-        self._rope = Array(self.path(self.facts["rope"]["file"]))
-        self._rope_start: int = self.facts["rope"]["start"]
+        try:
+            self.models: dict[str, dict[str, Any]] = self.facts["models"]
+            self.rows: int = self.facts["sizes"]["W"]
+            self.window: int | None = self.facts["window"]
+            self.steps: list[dict[str, Any]] = self.facts["steps"]
+            rope = self.facts["rope"]
+            self._rope, self._rope_start = Array(self.path(rope["file"])), rope["start"]
+        except (KeyError, TypeError) as error:
+            raise Failure(f"{folder}: package.json lacks {error}; write the package again") from error
 
     def path(self, name: str) -> str:
         """A file of the package; nothing outside it is reached."""
@@ -112,6 +106,19 @@ class Package:
         return list(facts["positions"]), filled
 
 
+def _header(path: str) -> tuple[tuple[int, ...], int]:
+    """Shape, and where the values begin."""
+    with _opened(path) as file:
+        magic = file.read(8)
+        if magic[:6] != b"\x93NUMPY" or magic[6] not in (1, 2):
+            raise ValueError("another magic number")
+        (size,) = struct.unpack("<H", file.read(2)) if magic[6] == 1 else struct.unpack("<I", file.read(4))
+        header = ast.literal_eval(file.read(size).decode("latin-1"))
+        if header["descr"] != "<f4" or header["fortran_order"]:
+            raise ValueError(f"{header['descr']}")
+        return tuple(header["shape"]), file.tell()
+
+
 def npy(values: bytes, format: str, shape: list[int]) -> bytes:
     """A .npy file: bfloat16 as its bits in uint16."""
     kinds = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int8": "|i1", "uint8": "|u1"}
@@ -128,11 +135,6 @@ def digest(path: str) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             found.update(block)
     return found.hexdigest()
-
-
-def zeros(count: int) -> bytes:
-    """float32 zeros."""
-    return bytes(array("f", [0.0]).itemsize * count)
 
 
 def _opened(path: str) -> Any:

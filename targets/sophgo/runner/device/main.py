@@ -31,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     except Failure as error:
         print(f"runner: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"runner: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("runner: interrupted; what was dumped so far is kept and marked incomplete", file=sys.stderr)
         return 130
@@ -41,7 +44,8 @@ def _run(options: argparse.Namespace) -> None:
     unbuffer_stdout()
     if options.parent is not None:
         end_with(options.parent)
-    package, chip = Package(options.package), Chip(folder=options.lib)
+    package = Package(options.package)
+    chip = Chip(package.facts["chip"], options.lib)
     try:
         run(package, _load(package, chip, options), options.out, rounding=options.rounding, say=to_stderr)
     finally:
@@ -51,7 +55,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     answers = _own_stdout()
-    package, chip = Package(options.package), Chip(folder=options.lib)
+    package = Package(options.package)
+    chip = Chip(package.facts["chip"], options.lib)
     try:
         loop = Loop(package, _load(package, chip, options), options.rounding)
         serve(Keyboard(loop, package.facts["vocab_size"]), sys.stdin, answers)

@@ -8,6 +8,7 @@ import os
 import select
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from .tensors import Failure
 
@@ -21,6 +22,16 @@ def library(folder: str, names: Sequence[str]) -> ctypes.CDLL:
         except OSError as error:
             reason = str(error)
     raise Failure(f"{names[0]}: cannot be loaded ({reason}); name its folder with --lib")
+
+
+def function(runtime: ctypes.CDLL, name: str) -> Any:
+    """A function of a library; Failure where a board's version lacks it."""
+    try:
+        return getattr(runtime, name)
+    except AttributeError as error:
+        raise Failure(
+            f"{runtime._name}: has no {name}; the board's runtime is too old or another one"
+        ) from error
 
 
 def view(address: int, size: int) -> memoryview:
