@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def atc_lines(
     """What to run where CANN is installed, for graphs given as name -> ONNX file or bytes.
 
     chip: a family (`ascend310b`) or a `--soc_version`. sizes: values of the graphs' symbolic dimensions;
-    every shape is fixed, since the chip's compiler wants it so. folder: where the `.om` files shall lie.
+    every shape is fixed, since the chip's compiler wants it so. folder: where the `.om` files shall lie, and
+    the `.onnx` of graphs that are given as bytes.
     UserError for an unknown chip or precision mode and for a dimension that nothing fixes.
     """
     if precision not in PRECISION_MODES:
@@ -48,16 +49,19 @@ def atc_lines(
             f"precision={precision!r}: atc has no such mode. {did_you_mean(precision, PRECISION_MODES)}"
         )
     family, soc = chip_of(chip)
-    graphs = [read_graph(name, source) for name, source in models.items()]
+    graphs = [_located(read_graph(name, source), source, folder) for name, source in models.items()]
     findings = [finding for graph in graphs for finding in lint_graph(graph, precision)]
-    lines = [
-        f"# {soc}: {family.note}; `npu-smi info` names the board's own, others: {', '.join(family.socs)}"
-    ]
+    others = ", ".join(other for other in family.socs if other != soc)
+    lines = [f"# {soc}: {family.note}; `npu-smi info` names the board's own (others: {others})"]
     if any(node.op_type == "MatMulInteger" for graph in graphs for node in graph.nodes):
         lines += steps(soc)
     for graph in graphs:
         lines += _compile(graph, soc, precision, sizes or {}, folder)
     return AtcPlan((*lines, *_record(soc, precision)), tuple(findings))
+
+
+def _located(graph: Graph, source: bytes | Path, folder: str) -> Graph:
+    return replace(graph, file=f"{folder}/{graph.name}.onnx") if isinstance(source, bytes) else graph
 
 
 def _compile(graph: Graph, soc: str, precision: str, sizes: Mapping[str, int], folder: str) -> list[str]:

@@ -33,6 +33,10 @@ class Finding:
     rewrite: str
     severity: str
 
+    def __str__(self) -> str:
+        """In one sentence, for a terminal."""
+        return f"{self.severity}: {self.op}: {self.what}; {self.rewrite}"
+
 
 def lint(name: str, source: bytes | Path, *, precision: str | None = None) -> list[Finding]:
     """Findings on one graph, compiled with a precision mode (None: atc's default), in graph order."""
