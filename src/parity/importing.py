@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from parity.harness.errors import UserError
 from parity.harness.mapping import TapMap, load_map
@@ -19,10 +16,12 @@ from parity.harness.trace import Run, TraceWriter
 from .recorder import stored
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from parity.harness.case import Model
     from parity.targets.dumps.core import Contents
     from parity.targets.dumps.naming import Naming
-    from parity.targets.dumps.recording import Player, Summary
+    from parity.targets.dumps.recording import Summary
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ def import_dump(
     from parity.targets.dumps.core import ReadOptions
     from parity.targets.dumps.detect import detect, digest, open_dump
     from parity.targets.dumps.facts import said_of_case
+    from parity.targets.dumps.prompts import check_prompt
     from parity.targets.dumps.recording import Player, record_all
 
     from .stages import trace_file
@@ -94,7 +94,7 @@ def import_dump(
     known = known.beside(said_of_case(contents.facts, "model"))
     naming = known.naming(mapping, origin)
     player = Player(contents, naming, step_offset=step_offset, shapes=known.shapes)
-    said = _check_tokens(player, known, prompt, tokens, step_offset)
+    said = check_prompt(player, _wanted(known, prompt, tokens), known.run, step_offset)
     where = trace_file(out)
     with progress.stage("reading its digest", 1) as bar:
         files = digest(source)
@@ -187,65 +187,17 @@ def _origins(atc_json: str | None, onnx: str | None) -> Callable[[str], str | No
     return lambda name: values.get(name) or values.get(name.partition("/")[2]) or table.origin(name)
 
 
-def _check_tokens(
-    player: Player, known: _Known, prompt: str | None, tokens: str | Sequence[int] | None, offset: int
-) -> list[str]:
-    """Hold the dump's ids against all that is known of them; what could not be checked, in words."""
-    from parity.targets.dumps.recording import check_ids
-
-    wanted = _wanted(known, prompt, tokens)
-    held = player.contents.tokens
-    if wanted is not None:
-        if held is None:
-            raise UserError("tokens: the dump holds none, so its prompt cannot be checked; leave them out")
-        check_ids("the dump", 0, held, wanted)
-    fed = dict(player.fed)
-    if held is not None and not fed:
-        fed = {max(offset, 0): held}
-    checked = 0
-    for step, ids in fed.items():
-        reference = _ids_of(known.run, step)
-        if reference is not None:
-            check_ids("the dump", step, ids, reference)
-            checked += 1
-    if wanted is None and not checked:
-        return [
-            "its token ids were not checked: " + ("nothing to hold them against" if fed else "it has none")
-        ]
-    return []
-
-
 def _wanted(known: _Known, prompt: str | None, tokens: str | Sequence[int] | None) -> np.ndarray | None:
+    """The ids `[B, T]` that a person says the prompt has; None where nothing is said."""
+    from parity.targets.dumps.prompts import ids_of
+
     if prompt is not None and tokens is not None:
         raise UserError("prompt: say either --prompt or --tokens")
-    if prompt is not None:
-        if known.model is None:
-            raise UserError("prompt: its ids need a model; name it with --model, or give --tokens")
-        return np.array([known.model.encode(prompt)], np.int64)
-    return None if tokens is None else _ids(tokens)
-
-
-def _ids(tokens: str | Sequence[int]) -> np.ndarray:
-    """`1,2,3`, or a JSON file of one list or one list per sequence -> int64 `[B, T]`."""
-    try:
-        if isinstance(tokens, str):
-            found = json.loads(Path(tokens).read_text() if tokens.endswith(".json") else f"[{tokens}]")
-        else:
-            found = list(tokens)
-        array = np.asarray(found)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"tokens={str(tokens)[:60]!r}: cannot be read as ids; write 1,2,3 or a .json"
-        ) from error
-    if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or not array.size:
-        raise UserError(f"tokens={str(tokens)[:60]!r}: are no ids; write 1,2,3 or a .json of lists")
-    return np.atleast_2d(array).astype(np.int64)
-
-
-def _ids_of(run: Run | None, step: int) -> np.ndarray | None:
-    if run is None or "ids" not in run.taps:
-        return None
-    return next((record.read() for record in run.records("ids") if record.step == step), None)
+    if prompt is None:
+        return None if tokens is None else ids_of(tokens)
+    if known.model is None:
+        raise UserError("prompt: its ids need a model; name it with --model, or give --tokens")
+    return ids_of(known.model.encode(prompt))
 
 
 def _run_name(contents: Contents, source: Path) -> str:

@@ -15,7 +15,7 @@ from parity.importing import import_dump
 from parity.request import Request
 from parity.targets.dumps.core import ReadOptions
 from parity.targets.dumps.detect import detect, reader
-from parity.targets.sophgo.compile import Artefact, CompileJob, compile_model
+from parity.targets.sophgo.compile import Artefact, CompileJob, calibrate, compile_model
 from parity.targets.sophgo.graphs import graphs
 from parity.targets.sophgo.runner.client import Device, Output
 
@@ -125,6 +125,33 @@ def test_the_cvi_runtimes_npz_is_read_with_each_of_its_sidecars(toolchain, graph
     assert named["layer1.q"].shape == (1, 4, 1, 32)
     assert named["layer1.residual"].shape == (1, 1, 128)
     assert any(entry.dtype == "bfloat16" for entry in entries.values())
+
+
+def test_int8_of_the_cvi_runtime_is_made_real_by_the_sidecars_scales(toolchain, graph, tmp_path):
+    """The texts round scales to six decimals, the manifest does not."""
+    random = np.random.default_rng(7)
+    shapes = {"residual": (1, 1, 128), "rotary_pos_emb": (2, 1, 1, 32), "q": (1, 4, 1, 32)}
+    shapes |= {"ks": (1, 2, 16, 32), "vs": (1, 2, 16, 32)}
+    sample = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    table = calibrate(SEGMENT, graph.clean, [sample], toolchain, tmp_path / "compiled")
+    artefact = compiled(toolchain, graph, tmp_path / "compiled", "cv181x", "int8", calibration=table)
+    given, ours = called(toolchain, artefact, "cv181x", tmp_path)
+    path = vendor(toolchain, "cv181x", artefact.file, given, tmp_path)
+    stored = {output.tensor.name: output for output in ours if output.tensor.format == "int8"}
+    assert len(stored) > 5
+    sidecars = {
+        artefact.folder / "manifest.json": 1e-6,
+        told(toolchain, artefact, "cv181x", tmp_path): 1e-3,
+    }
+    for sidecar, precision in sidecars.items():
+        contents = reader("cvi-npz").read(path, ReadOptions(sidecar))
+        found = {entry.name: entry for entry in contents.entries}
+        for name, output in stored.items():
+            entry = found[name]
+            assert entry.meta["dequantized"]["format"] == "int8"
+            scale = float(np.abs(output.real).max())
+            assert np.abs(entry.load().reshape(-1) - output.real.reshape(-1)).max() <= precision * scale, name
+        assert bool(contents.notes) == (sidecar.suffix == ".txt")
 
 
 def test_what_the_bm_runtime_saves_of_a_launch_is_read(toolchain, graph, tmp_path):

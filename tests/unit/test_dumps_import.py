@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 import parity
 from parity.cli import main
@@ -162,6 +163,32 @@ def test_names_left_over_on_either_side_are_listed(tmp_path):
     done = import_dump(tmp_path / "any.npz", out=tmp_path / "t.h5", against=f"{tmp_path}/ref.h5:torch")
     assert (done.unmatched, done.absent, done.known) == (("layer0.kk",), ("layer0.k",), True)
     assert done.rules == {"of the same name": 1}
+
+
+def test_entries_of_a_compiled_graph_are_tied_through_the_atc_json(tmp_path):
+    """To a value where the graph is given, else to `node:index`, which a map file can rename."""
+    names = [{"key": "_datadump_original_op_names", "value": {"list": {"s": ["/relu"]}}}]
+    op = {
+        "name": "Op_1",
+        "type": "T",
+        "id": 1,
+        "attr": names,
+        "output_desc": [{"dtype": "DT_FLOAT", "attr": []}],
+    }
+    (tmp_path / "net.json").write_text(json.dumps({"name": "net", "graph": [{"name": "g", "op": [op]}]}))
+    given, made = (helper.make_tensor_value_info(name, 1, [2]) for name in ("x", "layer0.q"))
+    node = helper.make_node("Relu", ["x"], ["layer0.q"], name="/relu")
+    graph = helper.make_model(helper.make_graph([node], "g", [given], [made]))
+    (tmp_path / "net.onnx").write_bytes(graph.SerializeToString())
+    npz.write(tmp_path / "any.npz", {("Op_1:output:0", 0, 0): Q})
+    said = {"atc_json": str(tmp_path / "net.json"), "model": "klm-tiny", "out": tmp_path / "t.h5"}
+    done = import_dump(tmp_path / "any.npz", onnx=str(tmp_path / "net.onnx"), **said)
+    assert done.rules == {"of the same name, through the atc json": 1}
+    assert parity.Trace(tmp_path / "t.h5")["any"].taps == ["layer0.q"]
+    assert import_dump(tmp_path / "any.npz", **said).unmatched == ("Op_1:output:0",)
+    (tmp_path / "map.toml").write_text('[rename]\n"/relu:0" = "layer0.q"\n')
+    done = import_dump(tmp_path / "any.npz", map=str(tmp_path / "map.toml"), **said)
+    assert done.rules == {"renamed by map.toml": 1}
 
 
 def test_two_names_that_become_one_tap_are_refused(tmp_path):
