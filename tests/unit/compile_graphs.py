@@ -82,19 +82,47 @@ def rms_divided() -> bytes:
     return g.model("y")
 
 
-def gqa_expand() -> bytes:
+def gqa_expand(rows: int = 16, width: int = 32) -> bytes:
     """Two key heads repeated for eight query heads through a fifth axis."""
-    g = Sketch(q=(1, 8, 1, 32), ks=(1, 2, 16, 32), vs=(1, 2, 16, 32))
+    g = Sketch(q=(1, 8, 1, width), ks=(1, 2, rows, width), vs=(1, 2, rows, width))
 
     def repeated(name: str) -> str:
         up = g.node("Unsqueeze", name, g.constant(f"{name}_axis", [2]), to=f"{name}_5d")
-        wide = g.node("Expand", up, g.constant(f"{name}_shape", [1, 2, 4, 16, 32]), to=f"{name}_wide")
-        return g.node("Reshape", wide, g.constant(f"{name}_flat", [1, 8, 16, 32]), to=f"{name}_all")
+        wide = g.node("Expand", up, g.constant(f"{name}_shape", [1, 2, 4, rows, width]), to=f"{name}_wide")
+        return g.node("Reshape", wide, g.constant(f"{name}_flat", [1, 8, rows, width]), to=f"{name}_all")
 
     keys, values = repeated("ks"), repeated("vs")
     scores = g.node("MatMul", "q", g.node("Transpose", keys, to="kt", perm=[0, 1, 3, 2]), to="scores")
     g.node("MatMul", g.node("Softmax", scores, to="p", axis=-1), values, to="y")
     return g.model("y")
+
+
+def tiled(shape: tuple[int, ...], repeats: tuple[int, ...]) -> bytes:
+    """One activation repeated."""
+    g = Sketch(x=shape)
+    g.node("Relu", g.node("Tile", "x", g.constant("repeats", list(repeats)), to="t"), to="y")
+    return g.model("y")
+
+
+def head() -> bytes:
+    """An embedding, and queries rotated by cosine and sine that are taken out of one input as a whole."""
+    g = Sketch(rope=(2, 1, 1, 64))
+    g.node("Gather", g.weight("table", 100, 64), g.tokens("ids", (1, 1)), to="embed", axis=0)
+    flat = g.node("MatMul", "embed", g.weight("w", 64, 256), to="flat")
+    split = g.node("Reshape", flat, g.constant("heads", [1, 1, 4, 64]), to="split")
+    g.node("Transpose", split, to="q", perm=[0, 2, 1, 3])
+
+    def taken(source: str, name: str, first: int, last: int, axis: int) -> str:
+        ends = (
+            g.constant(f"{name}_{part}", [at]) for part, at in (("from", first), ("to", last), ("axis", axis))
+        )
+        return g.node("Slice", source, *ends, to=name)
+
+    left, right = taken("q", "left", 0, 32, 3), taken("q", "right", 32, 64, 3)
+    turned = g.node("Concat", g.node("Neg", right, to="minus"), left, to="turned", axis=-1)
+    cos, sin = taken("rope", "cos", 0, 1, 0), taken("rope", "sin", 1, 2, 0)
+    g.node("Add", g.node("Mul", "q", cos, to="qc"), g.node("Mul", turned, sin, to="qs"), to="y")
+    return g.model("embed", "y")
 
 
 def gqa_grouped() -> bytes:
@@ -120,6 +148,13 @@ def runtime_gather() -> bytes:
     """Rows of an activation picked by an index that comes in."""
     g = Sketch(x=(1, 8, 64))
     g.node("Relu", g.node("Gather", "x", g.tokens("index", (2,)), to="rows", axis=1), to="y")
+    return g.model("y")
+
+
+def wide_gather() -> bytes:
+    """The same along an axis that leaves no matrix."""
+    g = Sketch(x=(1, 2, 8, 64))
+    g.node("Relu", g.node("Gather", "x", g.tokens("index", (3,)), to="rows", axis=2), to="y")
     return g.model("y")
 
 

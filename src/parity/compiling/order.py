@@ -58,8 +58,9 @@ class Order:
         if self.ascend:
             self._check_ascend()
             return
+        row = self.row
         for mode in filter(None, (self.mode, *self.modes.values())):
-            mode_for(self.row, mode)
+            mode_for(row, mode)
 
     @property
     def ascend(self) -> bool:

@@ -57,14 +57,14 @@ def compile_model(
     for note in top.notes:
         progress.say(f"{job.name}: {note}")
     made = Compilation(job, chip, mode, group_size, graph, digest, top, toolchain, beat, findings)
-    return made.run(_place(job, digest, toolchain, cache))
+    return made.run(place_of(job, digest, toolchain, cache))
 
 
 def stored_artefact(job: CompileJob, onnx_digest: str, toolchain: Toolchain, cache: Path) -> Artefact | None:
     """The artefact of a job whose graph has this digest (SHA-256), if it lies whole in the cache."""
     chip, mode, _ = job.checked()
     _check_tables(job, mode)
-    return artefact_in(_place(job, onnx_digest, toolchain, cache), chip, job.name)
+    return artefact_in(place_of(job, onnx_digest, toolchain, cache), chip, job.name)
 
 
 def artefact_in(place: Path, chip: Chip, name: str) -> Artefact | None:
@@ -107,7 +107,7 @@ def _check_tables(job: CompileJob, mode: Mode) -> None:
         raise UserError(f"calibration={str(job.calibration)!r}: mode {mode.name} takes none; leave it out")
 
 
-def _place(job: CompileJob, onnx_digest: str, toolchain: Toolchain, cache: Path) -> Path:
+def place_of(job: CompileJob, onnx_digest: str, toolchain: Toolchain, cache: Path) -> Path:
     """The folder of a job, named after everything that decides what the compiler writes into it."""
     chip, mode, group_size = job.checked()
     files = arguments.Files(job.name, chip.suffix)

@@ -13,7 +13,7 @@ import numpy as np
 from parity.harness.errors import CandidateError, UserError, did_you_mean
 
 from . import crash, process, store
-from .interpreter import Interpreter
+from .interpreter import Interpreter, fits
 from .job import Top, sha256
 from .mlir import read_graph
 from .names import tensors
@@ -58,6 +58,7 @@ def calibrate(
     if place.is_file():
         return place
     top = convert(name, graph, toolchain, cache, beat)
+    _check_samples(name, top, samples)
     with store.fresh(place.parent, place.stem) as folder:
         if calibrator == "max":
             table = _by_magnitude(top, samples, toolchain, folder)
@@ -69,6 +70,15 @@ def calibrate(
             os.replace(folder / STOCK_QTABLE, place.with_suffix(".qtable"))
         os.replace(folder / place.name, place)
     return place
+
+
+def _check_samples(name: str, top: Top, samples: Samples) -> None:
+    """UserError for samples that are not the graph's inputs."""
+    inputs = {op.name: op.formats[0].shape for op in read_graph(top.mlir).ops if op.kind == "top.Input"}
+    for at, sample in enumerate(samples):
+        if sample.keys() != inputs.keys() or not all(fits(sample[key], inputs[key]) for key in inputs):
+            found = {key: array.shape for key, array in sample.items()}
+            raise UserError(f"samples: number {at} has {found}, {name} takes {inputs}")
 
 
 def _by_magnitude(top: Top, samples: Samples, toolchain: Toolchain, folder: Path) -> Calibration:

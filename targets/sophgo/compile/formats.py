@@ -87,21 +87,15 @@ def _computing(graph: Graph) -> Iterable[Op]:
 
 
 def _check_replaced(ops: list[Op], mode: Mode, chip: Chip, qtable: Mapping[str, str]) -> None:
-    """A narrower or another 16-bit format is a replacement, float32 in its place is care."""
-    own = _names_of(mode)
-    replaced = [
-        op for op in ops if op.name not in qtable and op.formats[0].name in _FLOATS and _is_other(op, mode)
-    ]
-    if replaced and (not mode.calibrated or not any(op.formats[0].name in own for op in ops)):
+    """Another 16-bit format is a replacement, float32 in its place is care; int8 must be somewhere at all."""
+    others = {name for name in _FLOATS if name != mode.format and (name != "f32" or mode.calibrated)}
+    replaced = [op for op in ops if op.name not in qtable and op.formats[0].name in others]
+    some = mode.calibrated and any(op.formats[0].name in _names_of(mode) for op in ops)
+    if replaced and not some:
         raise CandidateError(
             f"mode={mode.name}: the compiler computes {_listed(replaced)} on {chip.name} in "
             f"{replaced[0].formats[0].name} instead of {mode.format}"
         )
-
-
-def _is_other(op: Op, mode: Mode) -> bool:
-    found = op.formats[0].name
-    return found != mode.format and (found != "f32" or mode.calibrated) and mode.format != found
 
 
 def _check_weights(ops: list[Op], top: Graph, mode: Mode, qtable: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from parity.harness.errors import CandidateError
 
 from . import process
+from .mlir import read_graph
 
 if TYPE_CHECKING:
     from ..toolchain import Toolchain
@@ -25,6 +26,7 @@ class Interpreter:
     """One child process per graph. `top` graphs compute in float32, `tpu` graphs as the chip should.
 
     Use as a context manager, or `close()` it. What the child prints goes to `interpreter.log` in `workdir`.
+    `inputs` are the graph's own, with their shapes.
     """
 
     def __init__(self, toolchain: Toolchain, mlir: Path, workdir: Path) -> None:
@@ -32,6 +34,8 @@ class Interpreter:
         self._mlir = mlir
         self._log = workdir / "interpreter.log"
         workdir.mkdir(parents=True, exist_ok=True)
+        graph = read_graph(mlir)
+        self.inputs = {op.name: op.formats[0].shape for op in graph.ops if op.kind == "top.Input"}
         reading, writing = os.pipe()
         with self._log.open("ab") as log:
             self._child = subprocess.Popen(
@@ -49,7 +53,12 @@ class Interpreter:
         self._receive()
 
     def call(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """MLIR tensor name -> float32, for all tensors, given the graph's inputs by name."""
+        """MLIR tensor name -> float32, for all tensors, given the graph's inputs by name.
+
+        CandidateError for an input that is missing, unknown or of another shape: the child would go on with
+        what it held before.
+        """
+        self._check(inputs)
         assert self._child.stdin is not None
         try:
             _send(self._child.stdin, inputs)
@@ -72,6 +81,16 @@ class Interpreter:
     ) -> None:
         self.close()
 
+    def _check(self, inputs: Mapping[str, np.ndarray]) -> None:
+        if inputs.keys() != self.inputs.keys():
+            fed, own = (", ".join(names) or "nothing" for names in (inputs, self.inputs))
+            raise CandidateError(f"{self._mlir.name}: is fed {fed}, should be {own}")
+        for name, shape in self.inputs.items():
+            if not fits(inputs[name], shape):
+                raise CandidateError(
+                    f"{self._mlir.name}: input {name} {list(inputs[name].shape)}, should be {list(shape or ())}"
+                )
+
     def _receive(self) -> dict[str, np.ndarray]:
         head = self._answers.read(8)
         body = self._answers.read(int.from_bytes(head, "little")) if len(head) == 8 else b""
@@ -87,6 +106,11 @@ class Interpreter:
             f"{self._mlir.name}: the interpreter ended ({process.ending(self._child.returncode)}); "
             f"what it said is in {self._log}"
         )
+
+
+def fits(array: np.ndarray, shape: tuple[int, ...] | None) -> bool:
+    """Whether an array has an input's shape; to the compiler a lone number is a list of one."""
+    return shape is None or (array.shape or (1,)) == shape
 
 
 def _send(stream: IO[bytes], tensors: Mapping[str, np.ndarray]) -> None:

@@ -88,7 +88,7 @@ class _Writer:
         rule = _RULES.get(node.op_type)
         if rule is not None and (made := rule(self, node)) is not None:
             return made
-        if rule is None and not _same(node.op_type, self.found):
+        if rule is None and not _same(node, self.found):
             raise UserError(
                 f"onnx: {node.op_type} ({node.output[0]}) of opset {self.found} has no older form here; "
                 f"export with opset {READS}"
@@ -113,16 +113,19 @@ class _Writer:
         return name
 
 
-def _same(op: str, found: int) -> bool:
-    """Whether an operator has the same inputs and attributes in both opsets: only types were added."""
+def _same(node: NodeProto, found: int) -> bool:
+    """Whether a node means the same in both opsets: it uses nothing that was added after the older one."""
     try:
-        old, new = onnx.defs.get_schema(op, READS), onnx.defs.get_schema(op, found)
+        old, new = (onnx.defs.get_schema(node.op_type, version) for version in (READS, found))
     except onnx.defs.SchemaError:
         return False
     if old.since_version == new.since_version:
         return True
-    return [i.name for i in old.inputs] == [i.name for i in new.inputs] and set(old.attributes) == set(
-        new.attributes
+    names = [port.name for port in old.inputs]
+    return (
+        names == [port.name for port in new.inputs][: len(names)]
+        and len(node.input) <= len(names)
+        and all(attribute.name in old.attributes for attribute in node.attribute)
     )
 
 

@@ -1,0 +1,148 @@
+"""Forms that a chip aborts on or computes wrongly are found in the graph, and only those."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parity.harness.errors import UserError
+from parity.targets.sophgo.compile import lint
+from parity.targets.sophgo.compile.finding import Finding
+from parity.targets.sophgo.compile.opset import load
+from parity.targets.sophgo.compile.view import View
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+graphs = _load("compile_graphs")
+Sketch = graphs.Sketch
+FINE = ("block", "rms_divided", "gqa_expand", "gqa_grouped", "embedding", "runtime_gather", "rope_on_axis_0")
+
+
+def found(graph: bytes, chip: str = "cv181x", mode: str = "bf16", **taps: str) -> list[tuple[str, str]]:
+    return [(one.severity, one.op) for one in lint(graph, chip, mode, taps=taps)]
+
+
+@pytest.mark.parametrize("form", FINE)
+@pytest.mark.parametrize(("chip", "mode"), [("cv181x", "bf16"), ("cv181x", "int8"), ("bm1684x", "f16")])
+def test_forms_that_work_are_passed_over(form, chip, mode):
+    assert found(getattr(graphs, form)(), chip, mode) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "op"),
+    [
+        ("rms_rsqrt", "Mul y"),
+        ("scatter", "ScatterElements written"),
+        ("sine", "Sin sin"),
+        ("wide_gather", "Gather rows"),
+    ],
+)
+def test_forms_that_cv18xx_aborts_on_are_found(form, op):
+    assert found(getattr(graphs, form)()) == [("abort", op)]
+    assert found(getattr(graphs, form)(), "bm1684x", "f16") == []
+
+
+def test_masks_made_in_the_graph_are_found_at_the_comparison_and_the_choice():
+    assert found(graphs.where_mask()) == [("abort", "Less hidden"), ("abort", "Where masked")]
+
+
+def test_a_choice_by_a_constant_is_fine():
+    g = Sketch(scores=(1, 4, 8, 8))
+    hidden = g.node("Less", g.constant("m", 0.0), g.constant("half", 0.5), to="hidden")
+    g.node("Where", hidden, g.constant("low", -1e4), "scores", to="y")
+    assert found(g.model("y")) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "mode", "findings"),
+    [
+        (511, "bf16", []),
+        (512, "bf16", [("wrong", "Expand ks_wide"), ("wrong", "Expand vs_wide")]),
+        (1023, "int8", []),
+        (1024, "int8", [("wrong", "Expand ks_wide"), ("wrong", "Expand vs_wide")]),
+    ],
+)
+def test_repeated_keys_are_found_from_the_size_on_that_goes_wrong(rows, mode, findings):
+    assert found(graphs.gqa_expand(rows=rows, width=64), mode=mode) == findings
+
+
+@pytest.mark.parametrize(
+    ("shape", "repeats", "wrong"),
+    [
+        ((1, 2, 512, 64), (1, 4, 1, 1), False),
+        ((2, 1, 512, 64), (1, 4, 1, 1), True),
+        ((2, 1, 511, 64), (1, 4, 1, 1), False),
+        ((1, 512, 64), (4, 1, 1), False),
+        ((2, 40000), (1, 4), True),
+    ],
+)
+def test_only_blocks_behind_another_axis_go_wrong(shape, repeats, wrong):
+    assert bool(found(graphs.tiled(shape, repeats))) == wrong
+
+
+def test_whole_parts_of_an_input_before_an_embedding_are_an_empty_program_in_int8():
+    (finding,) = lint(graphs.head(), "cv181x", "int8")
+    assert (finding.severity, finding.op) == ("abort", "Slice cos")
+    assert "cos_Slice BF16, sin_Slice BF16" in finding.rewrite
+    assert found(graphs.head(), "cv181x", "bf16") == []
+    assert found(graphs.rope_on_axis_0(), "cv181x", "int8") == []
+
+
+@pytest.mark.parametrize("chip", ["cv186x", "bm1688"])
+def test_fused_attention_in_f16_is_noted_where_a_kernel_is_built(chip):
+    assert found(graphs.gqa_expand(), chip, "f16") == [("note", "Softmax p")]
+    assert found(graphs.gqa_expand(), chip, "bf16") == []
+
+
+def test_open_sizes_are_found_first():
+    model = load(graphs.block())
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "T"
+    assert found(model.SerializeToString(), "bm1684x", "f16") == [("abort", "input x")]
+
+
+def test_a_finding_has_the_tap_that_a_person_knows():
+    (finding,) = lint(graphs.rms_rsqrt(), "cv181x", "bf16", taps={"y": "layer0.norm1"})
+    assert str(finding).startswith("abort: layer0.norm1 (Mul y): RMSNorm by the reciprocal root")
+
+
+def test_a_finding_has_the_tap_of_the_next_value_when_it_has_none():
+    (finding,) = lint(graphs.sine(), "cv181x", "bf16", taps={"y": "layer0.rope"})
+    assert finding.tap == "layer0.rope"
+
+
+def test_a_chip_and_a_mode_that_are_not_there_are_refused():
+    with pytest.raises(UserError, match="chip='cv999x'"):
+        lint(graphs.block(), "cv999x", "bf16")
+    with pytest.raises(UserError, match="has no f16"):
+        lint(graphs.block(), "cv181x", "f16")
+
+
+def test_findings_are_plain_data():
+    from dataclasses import asdict
+
+    (finding,) = lint(graphs.sine(), "cv181x", "bf16")
+    assert Finding(**asdict(finding)) == finding
+
+
+def test_what_follows_from_shapes_and_constants_is_known():
+    """Exporters write a constant shape as a chain of operators."""
+    g = Sketch(x=(1, 2, 8, 4))
+    shape = g.node("Shape", "x", to="shape")
+    batch = g.node("Gather", shape, g.constant("zero", 0), to="batch", axis=0)
+    g.node("Expand", "x", g.node("Mul", g.constant("four", [1, 1, 4, 1]), batch, to="to"), to="wide")
+    view = View(load(g.model("wide")))
+    assert view.shape("shape") == (4,)
+    assert view.whole("to") == (1, 1, 4, 1)
+    assert "batch" in view.fixed
+    assert "wide" not in view.fixed
