@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from parity.harness.case import Case
+from parity.harness.dtypes import logical_dtype
 from parity.harness.errors import CandidateError, UserError
 from parity.harness.progress import Silent
 from parity.harness.replay import replay
+from parity.harness.segmented import Recorded
 from parity.harness.target import Facts
 from parity.harness.tracer.memory import MemoryRun
 from parity.harness.values import Values
@@ -25,11 +27,13 @@ from parity.targets.dumps.core import ReadOptions
 from parity.targets.dumps.parity_dump import ParityReader
 from parity.targets.onnx.session import assemble, plan_cache
 from parity.targets.prefilled import collect
+from parity.targets.sophgo.runner import arrays
+from parity.targets.sophgo.runner.client import Tensor
 from parity.targets.sophgo.runner.device.files import Package
 from parity.targets.sophgo.runner.device.live import live_models
 from parity.targets.sophgo.runner.device.main import main
 from parity.targets.sophgo.runner.device.run import run
-from parity.targets.sophgo.runner.device.tensors import Failure
+from parity.targets.sophgo.runner.device.tensors import Failure, Slot
 from parity.targets.sophgo.runner.deviceobject import DeviceObject
 from parity.targets.torch_segments import TorchExecutor
 
@@ -134,6 +138,69 @@ def test_other_scenarios_are_stepped_as_the_harness_steps_them(tmp_path, options
     package = factory.board_package(tmp_path / "p", case, rows=rows, wiring=case.model.masked_wiring)
     run(package, factory.torch_models(case, rows), str(tmp_path / "d"), say=lambda _: None)
     assert_same(case, host_run(case, masked=True), dumped(tmp_path / "d"))
+
+
+class Narrow(factory.TorchModel):
+    """A segment whose inputs and outputs are bfloat16, as a build without casts at its ends has them."""
+
+    def __init__(self, model: Any) -> None:
+        self._whole = model
+        self.inputs, self.outputs = (
+            [Slot(s.name, s.shape, "bfloat16" if s.format == "float32" else s.format) for s in side]
+            for side in (model.inputs, model.outputs)
+        )
+        self.inner = []
+
+    def forward(self) -> None:
+        for own, slot in zip(self.inputs, self._whole.inputs, strict=True):
+            raw = np.frombuffer(own.memory, logical_dtype(own.format))
+            slot.memory[:] = raw.astype(slot.format).data.cast("B")
+        self._whole.forward()
+        for own, slot in zip(self.outputs, self._whole.outputs, strict=True):
+            rounded = np.frombuffer(slot.memory, np.float32).astype(logical_dtype("bfloat16"))
+            own.memory[:] = rounded.view(np.uint8).data
+
+
+class NarrowExecutor:
+    """The same for the harness's loop."""
+
+    def __init__(self, case: Case, models: dict[str, Any]) -> None:
+        self._ports = {segment.name: segment for segment in case.model.masked_wiring.segments}
+        self._models = models
+
+    def call(self, segment: str, inputs: Any) -> list[Recorded]:
+        model = self._models[segment]
+        for slot in model.inputs:
+            slot.memory[:] = arrays.lowered(Tensor(**slot.facts()), inputs[slot.name])
+        model.forward()
+        found = []
+        for port, slot in zip(self._ports[segment].outputs, model.outputs, strict=True):
+            raw = np.frombuffer(slot.memory, logical_dtype(slot.format)).reshape(slot.shape)
+            found.append(Recorded(port.value, arrays.real(Tensor(**slot.facts()), raw), port.axes))
+        return found
+
+    def close(self) -> None: ...
+
+
+def test_models_that_take_and_give_bfloat16_are_stepped_alike(tmp_path, wrapped, reference):
+    models = {name: Narrow(model) for name, model in factory.torch_models(wrapped, 16).items()}
+    rows = plan_cache(wrapped, masked=True, reference=False)
+    session = assemble(
+        wrapped, wrapped.model.masked_wiring, NarrowExecutor(wrapped, models), rows,
+        Facts("bfloat16", "static"), None,
+    )  # fmt: skip
+    host = MemoryRun("host")
+    replay(session, wrapped.scenario, sink=host, progress=Silent(), title="", reference=reference)
+    package = factory.board_package(
+        tmp_path / "p", wrapped, rows=16, wiring=wrapped.model.masked_wiring, forced=reference
+    )
+    run(package, models, str(tmp_path / "d"), say=lambda _: None)
+    found = dumped(tmp_path / "d")
+    assert found["logits", 3, 0].dtype == "bfloat16"
+    assert found["layer0.ks", 3, 0].dtype == "float32"
+    for (tap, step, call), entry in found.items():
+        other = next(item for item in host.records(tap) if (item.step, item.call) == (step, call))
+        np.testing.assert_array_equal(entry.load().astype(np.float32), other.read())
 
 
 def test_what_a_live_object_traces_is_dumped_beside_it(tmp_path, wrapped, reference):

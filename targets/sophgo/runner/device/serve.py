@@ -37,10 +37,10 @@ class Keyboard:
         #: the logits after the last of these.
         self._text: list[tuple[int, bool]] = []
         self._fed, self._logits = 0, b""
-        #: What is suggested, how many tokens were fed for it, the logits after them, and whether a newline
-        #: ended it. `_lead` is the unseen token that it begins from.
+        #: What is suggested, how many tokens were fed for it, and whether a newline ended it. `_lead` is the
+        #: unseen token that the next one begins from.
         self._suggestion: list[int] = []
-        self._tried, self._hoped, self._ended = 0, b"", False
+        self._tried, self._ended = 0, False
         self._lead: int | None = SPACE
         self.clear()
 
@@ -84,7 +84,7 @@ class Keyboard:
             lead = [] if self._lead is None else [(self._lead, False)]
             self._text += [*lead, *((token, True) for token in self._suggestion)]
             self._fed += self._tried
-            self._logits, self._lead = self._hoped, None
+            self._logits, self._lead = b"", None
         if self._ended:
             self._lead = SPACE
         self._suggestion, self._tried, self._ended = [], 0, False
@@ -123,7 +123,7 @@ class Keyboard:
 
     def _follow(self) -> None:
         """Feed the text that the cache does not hold; after `back` its last token again, for its logits."""
-        if self._text and not self._logits and self._fed == len(self._text):
+        if self._lead is None and not self._logits and self._fed == len(self._text):
             self._fed -= 1
             self._loop.cache.rewind(self._base + self._fed)
         for token, _ in self._text[self._fed :]:
@@ -131,9 +131,9 @@ class Keyboard:
             self._fed += 1
 
     def _try(self, token: int) -> bytes:
-        self._hoped = self._loop.step(token)
+        logits = self._loop.step(token)
         self._tried += 1
-        return self._hoped
+        return logits
 
     def _drop(self) -> None:
         """Forget the suggestion and its rows."""
