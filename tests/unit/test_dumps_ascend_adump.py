@@ -318,6 +318,16 @@ def test_statistics_become_records_of_their_own(tmp_path: Path) -> None:
     assert any("no tensors" in note for note in contents.notes)
 
 
+def test_what_the_vendor_converted_to_npy_is_read_too(tmp_path: Path) -> None:
+    for part, value in (("output.0", 3.0), ("input.1", 2.0), ("input.0", 1.0)):
+        np.save(tmp_path / f"{NAME}.{part}.npy", np.float32([value]))
+    assert AdumpReader().detects(tmp_path)
+    contents = read(tmp_path)
+    found = [(entry.name, float(entry.load()[0])) for entry in contents.entries]
+    assert found == [("lin_MatMul:input:0", 1), ("lin_MatMul:input:1", 2), ("lin_MatMul:output:0", 3)]
+    assert any("what was bfloat16 on the device is float32" in note for note in contents.notes)
+
+
 def test_token_ids_are_taken_from_the_entry_that_is_named(tmp_path: Path) -> None:
     for iteration in (0, 1):
         path = tmp_path / str(iteration) / NAME

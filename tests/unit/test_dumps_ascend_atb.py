@@ -92,6 +92,7 @@ def test_the_tree_of_msit_is_the_same_under_other_names(tmp_path: Path) -> None:
     (entry,) = read(tmp_path).entries
     assert (entry.name, entry.step) == ("5_Prefill/after/outTensor0", 2)
     assert entry.meta["op_param"] == '{"alpha": 1}'
+    assert any("--step-offset 1" in note for note in read(tmp_path).notes)
 
 
 def test_two_dumps_in_one_file_are_refused(tmp_path: Path) -> None:

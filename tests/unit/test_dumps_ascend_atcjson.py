@@ -90,6 +90,14 @@ def test_every_relation_is_told_apart(tmp_path: Path) -> None:
     assert mapping.origin("nothing:output:0") is None
 
 
+def test_names_of_files_are_known_where_they_mean_one_output(tmp_path: Path) -> None:
+    ops = [op(name, at, [f"/{at}"], [{}]) for at, name in enumerate(("/lin/MatMul", "a/b", "a.b"))]
+    mapping = read_atc(write(tmp_path, *ops))
+    assert mapping.origin("_lin_MatMul:output:0") == "/0:0"
+    assert mapping.origin("a/b:output:0") == "/1:0"
+    assert mapping.origin("a_b:output:0") is None
+
+
 def test_the_order_of_the_ids_decides_which_part_is_last(tmp_path: Path) -> None:
     late = op("late", 9, ["/d"], [{}])
     early = op("early", 2, ["/d"], [{}])

@@ -279,6 +279,10 @@ def test_the_vendor_parses_the_device_dumps_that_we_write(python: Path, parser: 
     for name, array in arrays.items():
         theirs = found[f"MatMul.lin_MatMul.3.2.1700000000000001.{name}.npy"]
         np.testing.assert_array_equal(theirs, array.astype(theirs.dtype))
+    (made,) = {path.parent for path in (tmp_path / "out").rglob("*put.*.npy")}
+    again = [e.load() for e in AdumpReader().read(made, ReadOptions()).entries]
+    for theirs, array in zip(again, arrays.values(), strict=True):
+        np.testing.assert_array_equal(theirs, array.astype(theirs.dtype))
     ours = {e.name: e.load() for e in AdumpReader().read(folder, ReadOptions()).entries}
     for name, array in arrays.items():
         np.testing.assert_array_equal(ours["/lin/MatMul:" + name.replace(".", ":")], array)

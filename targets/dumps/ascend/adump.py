@@ -49,7 +49,7 @@ class AdumpReader:
 
     def detects(self, path: Path) -> bool:
         """A file that is named like a dump and begins like one, or a folder with such a file."""
-        return any(found.suffix == CSV or begins(found, _FIRST) for found in dump_files(path))
+        return any(found.suffix in (CSV, ".npy") or begins(found, _FIRST) for found in dump_files(path))
 
     def read(self, path: Path, options: ReadOptions) -> Contents:
         """Open a dump: one file, an iteration's folder, or any folder above it."""

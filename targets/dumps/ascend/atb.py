@@ -149,6 +149,11 @@ def _notes(dump: AtbDump) -> Iterator[str]:
         yield f"{left} tensors are left out: only {' and '.join(dump.parts)} are read (parts=...)"
     if dump.tables:
         yield statistics.NOTE
+    if any(place.top.parent.parent.name == "tensors" for place in dump.places):
+        yield (
+            "msit counts the prefill and the first decode as execution 0: torch's step n is execution n-1 "
+            "then (--step-offset 1)"
+        )
     executions = sorted({place.execution for place in dump.places})
     if executions and executions != list(range(executions[0], executions[-1] + 1)):
         yield f"executions are not in one row: {executions}; each is a step of its own number"

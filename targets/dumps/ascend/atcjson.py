@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from parity.harness.errors import UserError
 
 from ..core import bad, read_object
+from .names import flattened
 
 ORIGINALS = "_datadump_original_op_names"
 ORIGIN, ORIGIN_INDEX, ORIGIN_FORMAT = (
@@ -56,10 +58,20 @@ class AtcMapping:
         """`node:index` for an entry's name; None if it has no origin or is not in the json.
 
         A dump of several models has `model/` before the operator's name, which is passed over where the
-        json knows the name only without it.
+        json knows the name only without it. Names that come from files, where '/' and '.' have become '_',
+        are known by their flattened form if it is that of one output.
         """
-        found = self.outputs.get(entry) or self.outputs.get(entry.partition("/")[2])
-        return found.origin or None if found else None
+        for name in (entry, entry.partition("/")[2]):
+            found = self.outputs.get(name) or self.outputs.get(self._flat.get(name, ""))
+            if found is not None:
+                return found.origin or None
+        return None
+
+    @cached_property
+    def _flat(self) -> dict[str, str]:
+        """Names as files have them -> names of outputs, where only one output is meant."""
+        count = Counter(map(flattened, self.outputs))
+        return {flattened(name): name for name in self.outputs if count[flattened(name)] == 1}
 
     def relations(self) -> dict[str, int]:
         """How many outputs there are of each relation, for the report."""

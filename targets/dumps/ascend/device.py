@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import Contents, Dumped, ReadOptions, bad
+from ..npy import npy_array, npy_header
 from . import statistics
 from .choice import SETTINGS, UNCHECKED, Choice, arithmetic, counted, fed_by
 from .operation import BUFFER, INPUT, OUTPUT, PARTS, SPACE, Operation, entry, named
@@ -55,6 +56,11 @@ class DeviceDump:
         if file.statistics:
             yield from _statistics(file, meta)
             return
+        if file.tensor:
+            part, index = file.tensor
+            name = f"{file.name.op_name}:{part}:{index}"
+            yield part, name, partial(_converted, name, file.path, meta)
+            return
         operation = self.parse(file.path)
         operation = replace(operation, name=operation.name or file.name.op_name)
         if operation.tail:
@@ -62,6 +68,11 @@ class DeviceDump:
         for name, tensor in named(operation):
             if tensor.size or not file.name.crash:
                 yield tensor.part, name, partial(entry, name, tensor, operation, file.path, meta)
+
+
+def _converted(name: str, path: Path, meta: Mapping[str, Any]) -> Dumped:
+    header = npy_header(path)
+    return Dumped(name, header.shape, header.logical, partial(npy_array, path), meta=meta)
 
 
 def _meta(file: DumpFile) -> dict[str, Any]:

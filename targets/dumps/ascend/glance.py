@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from ..core import first_bytes
-from .names import parse_name, stands_in
+from .names import converted, parse_name, stands_in
 
 #: Folder entries that are looked at before a folder is said to be no dump.
 LOOKED_AT = 4000
@@ -49,7 +49,8 @@ def dump_files(path: Path) -> Iterator[Path]:
     """At most `TRIED` files that are named as a device names its dumps."""
     tried = 0
     for found in files_below(path):
-        plain = found.name.removesuffix(".csv")
+        made = converted(found.name)
+        plain = made[0] if made else found.name.removesuffix(".csv")
         if parse_name(plain) is not None or stands_in(plain):
             yield found
             tried += 1

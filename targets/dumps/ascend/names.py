@@ -19,6 +19,8 @@ _NAME = re.compile(
     r"(?P<type>[^.]+)\.(?P<op>[^.]+)\.(?P<task>\d{1,20})(?:\.(?P<stream>\d{1,20}))?\.(?P<time>\d{10,20})"
     r"(?:\.(?P<slice>\d+\.\d+\.\d+(?:\.\d+)?))?"
 )
+#: What msaccucmp and `msprobe parse` turn a dump's tensors into: the dump's name, the part, the index.
+_CONVERTED = re.compile(r"(?P<dump>.+)\.(?P<part>input|output|buffer|space)\.(?P<index>\d{1,6})\.npy")
 _CRASH = re.compile(r"exception_info\.(?P<stream>\d{1,20})\.(?P<task>\d{1,20})\.(?P<time>\d{1,20})")
 #: Names that a device makes up for operators whose file name would be too long.
 _STANDS_IN = re.compile(r"\d{16}|\d{32}")
@@ -57,6 +59,17 @@ def parse_name(name: str) -> FileName | None:
     return FileName(
         match["type"], match["op"], int(match["task"]), int(match["time"]), stream, match["slice"] or ""
     )
+
+
+def converted(name: str) -> tuple[str, str, int] | None:
+    """(the dump's name, part, index) of a .npy that the vendor's tools made of a tensor; None for others."""
+    match = _CONVERTED.fullmatch(name)
+    return None if match is None else (match["dump"], match["part"], int(match["index"]))
+
+
+def flattened(name: str) -> str:
+    """An operator's name as file names have it."""
+    return re.sub(r"[/\\. ]", "_", name)
 
 
 def stands_in(name: str) -> bool:

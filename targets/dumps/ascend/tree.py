@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core import bad, inside
-from .names import FileName, parse_name, read_mapping, stands_in
+from .names import FileName, converted, parse_name, read_mapping, stands_in
 
 #: Folders below each other; ATB nests one per operation.
 DEEPEST = 64
-_FULL = re.compile(r"(?:^|/)(\d{14})/(\d+)/([^/]+)/(\d+)/(\d+)$")
+_FULL = re.compile(r"(?:^|/)(\d{14})/(\d+)/([^/]+)/(\d+)/(\d{1,9})$")
 _SINGLE = re.compile(r"(?:^|/)(\d{14})/(\d+)$")
+_ITERATION = re.compile(r"\d{1,9}")
 CSV = ".csv"
 
 
@@ -33,11 +34,13 @@ class DumpFile:
     model_id: str = ""
     iteration: int = 0
     statistics: bool = False
+    tensor: tuple[str, int] | None = None
+    """Part and index, where the vendor's tools made a .npy of each tensor."""
 
     @property
-    def order(self) -> tuple[int, int, int, str]:
-        """Execution order: by iteration, then the device's clock in microseconds."""
-        return self.iteration, self.name.time, self.name.task, self.path.name
+    def order(self) -> tuple[int, int, int, str, tuple[str, int]]:
+        """Execution order: by iteration, then the device's clock in microseconds; inputs before outputs."""
+        return self.iteration, self.name.time, self.name.task, self.name.op_name, self.tensor or ("", 0)
 
 
 @dataclass
@@ -70,6 +73,8 @@ class Tree:
             few = ", ".join(self.strangers[:3])
             yield f"{len(self.strangers)} files are no dumps of an operator and were passed over: {few}"
         sliced = sum(1 for file in self.files if file.name.part)
+        if any(file.tensor for file in self.files):
+            yield "the vendor's tool has converted it: what was bfloat16 on the device is float32 here"
         if sliced:
             yield f"{sliced} files hold one slice of an operator (FFTS+); the slices are kept apart"
 
@@ -115,7 +120,8 @@ def folders(folder: Path, depth: int = 0) -> Iterator[tuple[Path, list[str]]]:
 
 def _take(path: Path, root: Path, mapping: dict[str, str], tree: Tree) -> None:
     statistics = path.suffix == CSV
-    shown = path.name.removesuffix(CSV)
+    made = converted(path.name)
+    shown = made[0] if made else path.name.removesuffix(CSV)
     if shown == "mapping" and statistics:
         return
     if stands_in(shown) and shown not in mapping:
@@ -128,19 +134,20 @@ def _take(path: Path, root: Path, mapping: dict[str, str], tree: Tree) -> None:
     else:
         if path.is_symlink():
             path = inside(root, path.relative_to(root))
-        tree.files.append(_placed(path, root, name, statistics))
+        found = replace(_placed(path, root, name), statistics=statistics, tensor=made and made[1:])
+        tree.files.append(found)
 
 
-def _placed(path: Path, root: Path, name: FileName, statistics: bool) -> DumpFile:
+def _placed(path: Path, root: Path, name: FileName) -> DumpFile:
     """Run, device, model and iteration from the folders above a file, those above the root included."""
     above = path.parent.absolute().as_posix()
     if match := _FULL.search(above):
         run, device, model, model_id, iteration = match.groups()
-        return DumpFile(path, name, run, device, model, model_id, int(iteration), statistics)
+        return DumpFile(path, name, run, device, model, model_id, int(iteration))
     if match := _SINGLE.search(above):
-        return DumpFile(path, name, match[1], match[2], statistics=statistics)
+        return DumpFile(path, name, match[1], match[2])
     if path.parent == root:
-        return DumpFile(path, name, statistics=statistics)
-    if path.parent.parent == root and path.parent.name.isdecimal():
-        return DumpFile(path, name, iteration=int(path.parent.name), statistics=statistics)
+        return DumpFile(path, name)
+    if path.parent.parent == root and _ITERATION.fullmatch(path.parent.name):
+        return DumpFile(path, name, iteration=int(path.parent.name))
     raise bad(path.parent, "is no place in a dump; should be {time}/{device}/{model}/{model id}/{iteration}")
