@@ -21,7 +21,10 @@ ATTACK = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update"]
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed"),
+]
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 
@@ -294,7 +297,6 @@ CONTRAST = """() => {
 }"""
 
 
-@pytest.mark.slow
 def test_two_thousand_taps_at_64_steps_stay_usable(browser: Any, tmp_path: Path) -> None:
     model = factory.row(0, "x", 0, 0.5)
     names = [f"layer{i // 20}.tap{i % 20}" for i in range(2000)]

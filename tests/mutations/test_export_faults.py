@@ -16,6 +16,7 @@ from parity.targets import prefilled
 from parity.targets.onnx import build
 from parity.targets.prefilled_files import Prefilled
 
+pytestmark = pytest.mark.slow
 Edit = Callable[[onnx.GraphProto], None]
 
 
@@ -75,7 +76,6 @@ GRAPHS: dict[str, tuple[str, Edit, str]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_fault_in_an_exported_graph_is_located(
     name: str, hold: Any, edited: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -89,7 +89,6 @@ def test_a_fault_in_an_exported_graph_is_located(
     assert comparison.culprits[0].segment == segment
 
 
-@pytest.mark.slow
 def test_a_fault_in_the_clean_build_alone_is_found(
     hold: Any, edited: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -238,7 +238,7 @@ def test_a_port_that_fails_is_a_failed_candidate_and_wrong_names_are_the_users(
     with pytest.raises(UserError, match=r"'x' is no argument of ReLU\.forward, which takes input"):
         recorded(ModuleTarget(), case_of(reference()), offer(nn.ReLU))
     with pytest.raises(UserError, match="name a factory"):
-        recorded(ModuleTarget(), case_of(reference()))
+        ModuleTarget().check("", Options())
 
 
 def test_the_dtype_of_a_candidate_is_its_own_or_the_one_asked_for(offer: Callable[..., str]) -> None:

@@ -329,9 +329,9 @@ def test_files_and_words_that_cannot_be_meant_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"onnx:.*text\.onnx"):
         recorded(OnnxModuleTarget(), case, tmp_path, str(tmp_path / "text.onnx"))
     with pytest.raises(UserError, match="exported whole"):
-        recorded(OnnxModuleTarget(), case, tmp_path, "whole")
+        OnnxModuleTarget().check("whole", Options())
     with pytest.raises(UserError, match="computes in fp64, fp32, fp16"):
-        recorded(OnnxModuleTarget(), case, tmp_path, dtype="bf16")
+        OnnxModuleTarget().check("", Options(dtype="bf16"))
 
 
 def test_what_the_exporter_cannot_translate_is_a_failed_candidate_in_one_sentence(tmp_path: Path) -> None:
