@@ -62,7 +62,7 @@ def package(
         )
 
 
-def simulate(package: str | Path, out: str | Path) -> Path:
+def simulate(package: str | Path, out: str | Path, *, progress: Progress | None = None) -> Path:
     """Step a package on the simulator of its chip and dump into the new folder `out`; returns that.
 
     Raises UserError for a package or a folder that will not do, CandidateError for a runtime that fails.
@@ -70,7 +70,8 @@ def simulate(package: str | Path, out: str | Path) -> Path:
     from parity.targets.sophgo.runner import local
     from parity.targets.sophgo.toolchain import installed
 
-    return local.simulate(Path(package), Path(out), installed(), log=_log("simulate", package))
+    log = _log("simulate", package)
+    return local.simulate(Path(package), Path(out), installed(), log=log, progress=progress or Silent())
 
 
 def serve(package: str | Path) -> None:

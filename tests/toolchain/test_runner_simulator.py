@@ -90,7 +90,7 @@ def test_a_dump_holds_what_the_harness_records_of_the_same_simulator(toolchain, 
     host = MemoryRun("host")
     replay(session, case.scenario, sink=host, progress=Silent(), title="", reference=values)
     session.close()
-    simulate(package, tmp_path / "dump", toolchain, log=tmp_path / "log")
+    simulate(package, tmp_path / "dump", toolchain, log=tmp_path / "log", progress=Silent())
     found = entries(tmp_path / "dump")
     expected = {
         (tap, item.step, item.call): item.read()
@@ -141,7 +141,7 @@ def test_over_ssh_the_dump_is_the_same(toolchain, package, tmp_path, monkeypatch
         board.run(python=sys.executable, lib="", force=False)
     board.run(python=sys.executable, lib=str(toolchain.package / "lib"), force=True)
     fetched = entries(board.fetch(tmp_path / "fetched"))
-    here = entries(simulate(package, tmp_path / "here", toolchain, log=tmp_path / "log"))
+    here = entries(simulate(package, tmp_path / "here", toolchain, log=tmp_path / "log", progress=Silent()))
     assert {key: array.tobytes() for key, array in fetched.items()} == {
         key: array.tobytes() for key, array in here.items()
     }
@@ -317,14 +317,18 @@ def test_an_interrupted_call_ends_its_child(toolchain, artefact, tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         try:
             with pytest.raises(KeyboardInterrupt):
-                for _ in range(100):
-                    device.call("seg_0", given)
+                again_and_again(device, given)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
         assert child.poll() is not None
         with pytest.raises(CandidateError, match="its device was closed, or interrupted"):
             device.call("seg_0", given)
+
+
+def again_and_again(device: Device, given: dict[str, np.ndarray]) -> None:
+    for _ in range(100):
+        device.call("seg_0", given)
 
 
 @pytest.mark.slow
@@ -356,4 +360,4 @@ def test_a_model_that_was_swapped_in_the_package_is_noticed(toolchain, package, 
     shutil.copytree(package, copy)
     (copy / "models" / "seg_1.cvimodel").write_bytes((copy / "models" / "seg_0.cvimodel").read_bytes())
     with pytest.raises(UserError, match=r"seg_1: .*seg_1.cvimodel is not the file of this package"):
-        simulate(copy, tmp_path / "dump", toolchain, log=tmp_path / "log")
+        simulate(copy, tmp_path / "dump", toolchain, log=tmp_path / "log", progress=Silent())

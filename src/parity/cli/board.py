@@ -119,7 +119,9 @@ def simulate(package: Path, out: Path) -> None:
     """
     from parity.boards import simulate as step
 
-    click.echo(step(package, out))
+    from .progress import ConsoleProgress
+
+    click.echo(step(package, out, progress=ConsoleProgress()))
 
 
 @command.command("serve")

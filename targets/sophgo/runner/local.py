@@ -10,59 +10,75 @@ from pathlib import Path
 from typing import Any
 
 from parity.harness.errors import CandidateError, UserError
+from parity.harness.progress import Progress
 
 from ..toolchain import Toolchain
 from . import chatter
 from .program import NAME
 
 
-def simulate(package: Path, out: Path, toolchain: Toolchain, *, log: Path) -> Path:
-    """Step a package here, dump into the new folder `out`; what the libraries print goes to the log."""
+def simulate(package: Path, out: Path, toolchain: Toolchain, *, log: Path, progress: Progress) -> Path:
+    """Step a package here, dump into the new folder `out`; what the libraries print goes to the log.
+
+    The child ends with this process, however that ends.
+    """
+    facts = _facts(package)
     watched, ours = os.pipe()
+    arguments = ["run", str(package), "--out", str(out), "--parent", str(watched)]
     try:
-        arguments = ["run", str(package), "--out", str(out), "--parent", str(watched)]
-        _check(package, _start(package, toolchain, log, arguments, pass_fds=(watched,)), log)
+        with log.open("wb") as file, progress.stage("simulating", len(facts["steps"])) as bar:
+            child = _child(
+                package, toolchain, log, arguments, file, pass_fds=(watched,), stderr=subprocess.PIPE
+            )
+            with child:
+                assert child.stderr is not None
+                for line in child.stderr:
+                    file.write(line)
+                    file.flush()
+                    if line.startswith(b"step "):
+                        bar.advance()
     finally:
         os.close(watched)
         os.close(ours)
+    _check(package, child.returncode, log)
     return out
 
 
 def serve(package: Path, toolchain: Toolchain, *, log: Path) -> None:
-    """The keyboard's protocol on this process's stdin and stdout."""
-    _check(package, _start(package, toolchain, log, ["serve", str(package)], stdout=None), log)
-
-
-def _start(
-    package: Path, toolchain: Toolchain, log: Path, arguments: list[str], **streams: Any
-) -> subprocess.CompletedProcess[bytes]:
-    """Runs to the end, or ends with this process."""
-    chip = _chip(package)
-    workdir = log.parent / f"{log.stem}-work"
-    environment = toolchain.environment(chip, workdir)
+    """The keyboard's protocol on this process's stdin and stdout; the child ends when stdin does."""
     with log.open("wb") as file:
-        return subprocess.run(
-            [sys.executable, "-I", "-S", str(package.absolute() / NAME), *arguments],
-            **{"stdout": file, "stderr": file, **streams}, env=environment, check=False,
-        )  # fmt: skip
+        child = _child(package, toolchain, log, ["serve", str(package)], None, stderr=file)
+        with child:
+            code = child.wait()
+    _check(package, code, log)
 
 
-def _chip(package: Path) -> str:
+def _child(
+    package: Path, toolchain: Toolchain, log: Path, arguments: list[str], stdout: Any, **streams: Any
+) -> subprocess.Popen[bytes]:
+    environment = toolchain.environment(_facts(package)["chip"], log.parent / f"{log.stem}-work")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(package.absolute() / NAME), *arguments],
+        stdout=stdout, env=environment, **streams,
+    )  # fmt: skip
+
+
+def _facts(package: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((package / "package.json").read_text())
-        return str(facts["chip"])
-    except (OSError, ValueError, KeyError) as error:
+        facts: dict[str, Any] = json.loads((package / "package.json").read_text())
+        return {"chip": str(facts["chip"]), "steps": list(facts["steps"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"package={str(package)!r}: is no board package; `parity board package` writes one"
         ) from error
 
 
-def _check(package: Path, done: subprocess.CompletedProcess[bytes], log: Path) -> None:
-    if done.returncode == 130:
+def _check(package: Path, code: int, log: Path) -> None:
+    if code == 130:
         raise KeyboardInterrupt
-    if done.returncode == 2:
+    if code == 2:
         raise UserError(f"{chatter.last(log, 'runner: ')}; log: {log}")
-    if done.returncode:
+    if code:
         raise CandidateError(
-            f"package={str(package)!r}: {chatter.ending(done.returncode)}{chatter.reason(log, 0)}; log: {log}"
+            f"package={str(package)!r}: {chatter.ending(code)}{chatter.reason(log, 0)}; log: {log}"
         )

@@ -6,6 +6,8 @@ Stored, not packed: a board's Python may lack zlib. The bytes depend on the sour
 from __future__ import annotations
 
 import io
+import os
+import threading
 import zipfile
 from pathlib import Path
 
@@ -26,8 +28,10 @@ def program() -> bytes:
 
 
 def write_program(folder: Path) -> Path:
-    """Write it into a folder; returns its path."""
+    """Write it into a folder, beside and then renamed as others may be starting it; returns its path."""
     path = folder / NAME
-    path.write_bytes(program())
-    path.chmod(0o755)
+    beside = path.with_name(f".{NAME}.{os.getpid()}.{threading.get_ident()}")
+    beside.write_bytes(program())
+    beside.chmod(0o755)
+    beside.replace(path)
     return path

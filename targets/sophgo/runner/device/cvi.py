@@ -41,8 +41,11 @@ class CviModel(Model):
             self.close()
             self.inputs, shown = self._open(True)
             taken = [slot.name for slot in self.inputs + self.outputs]
-            self.inner = [slot for slot in shown if slot.name not in taken]
+            self.inner = [slot for slot in shown if slot.name not in taken and slot.memory]
             self.outputs = [next(s for s in shown if s.name == slot.name) for slot in self.outputs]
+        for slot in self.inputs + self.outputs:
+            if not slot.memory:
+                raise Failure(f"{path}: the runtime gives {slot.name} no memory")
 
     def forward(self) -> None:
         """From the inputs' memory to the outputs'."""
@@ -65,7 +68,7 @@ class CviModel(Model):
         return self._slots(*self._tensors[:2]), self._slots(*self._tensors[2:])
 
     def _slots(self, tensors: Any, count: Any) -> list[Slot]:
-        return [self._slot(tensors[i]) for i in range(count.value) if tensors[i].memory]
+        return [self._slot(tensors[i]) for i in range(count.value)]
 
     def _slot(self, tensor: Any) -> Slot:
         name = tensor.name.decode()
@@ -73,7 +76,8 @@ class CviModel(Model):
             raise Failure(f"{self._path}: {name} wants padded rows; compile it without aligned inputs")
         facts = (tensor.dims[: tensor.rank], FORMATS[tensor.format], tensor.scale, tensor.zero_point)
         slot = Slot(name, *facts, memory=memoryview(b""))
-        slot.memory = view(tensor.memory, slot.nbytes)
+        if tensor.memory:
+            slot.memory = view(tensor.memory, slot.nbytes)
         return slot
 
     def _call(self, name: str, *arguments: Any) -> None:
