@@ -17,7 +17,7 @@ import numpy as np
 
 from parity.harness.dtypes import as_storage
 
-from .core import Contents, Dumped, ReadOptions, array_at, bad, checked_settings, size_of
+from .core import Contents, Dumped, ReadOptions, array_at, bad, checked_settings, inside, size_of
 from .formats import Where, dumped
 from .raw import check_spans
 from .signature import Port, Signature, read_signature
@@ -81,7 +81,7 @@ def _sidecar(folder: Path) -> Path:
             f"{found}: the files have no header. Write names, shapes and formats beside them (`model_tool "
             "--info x.bmodel > info.txt`, or a manifest.json), or name the sidecar with --manifest",
         )
-    return known[0]
+    return inside(folder, known[0].name)
 
 
 def _ports(file: Path, signature: Signature, options: ReadOptions) -> tuple[Port, ...]:

@@ -25,7 +25,17 @@ import numpy as np
 
 from parity.harness.dtypes import as_logical, as_storage, storage_dtype
 
-from .core import Contents, Dumped, ReadOptions, bad, checked_settings, first_bytes, read_object, read_text
+from .core import (
+    Contents,
+    Dumped,
+    ReadOptions,
+    bad,
+    checked_settings,
+    first_bytes,
+    inside,
+    read_object,
+    read_text,
+)
 from .formats import Format, Where, dumped, format_of
 from .manifests import Fields, facts_of
 from .zips import Npz, looks_like_npz, write_npz
@@ -70,7 +80,7 @@ def _sidecar(path: Path) -> Path:
         said = f"{len(found)} files {_INFO} lie beside it" if found else f"no {_INFO} lies beside it"
         raise bad(path, f"{said}, and without one nobody knows which integers are bf16 bits, and which have "
                   "a scale; copy the model's beside it, or name it with --manifest")  # fmt: skip
-    return found[0]
+    return inside(path.parent, found[0].name)
 
 
 @dataclass(frozen=True)

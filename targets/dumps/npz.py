@@ -1,7 +1,8 @@
 """A plain .npz: one array per tap.
 
 Names may say more, as `parity trace export` writes them: `layer0.q/step3` is step 3, `layer0.q/step3.1` its
-second call, and `:bfloat16` behind it says that the integers are the bits of that format.
+second call, and `:bfloat16` behind it says that the integers are the bits of that format. A program that
+appends each step to one file writes a name again and again: say whether that counts steps or calls.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class NpzReader:
 
     kind = "npz"
     summary = "one .npz, one array per name; TAP/stepN.CALL:DTYPE as `parity trace export` names them"
-    settings: Mapping[str, str] = {}
+    settings: Mapping[str, str] = {"repeats": "steps or calls: what a name counts that stands several times"}
 
     def detects(self, path: Path) -> bool:
         """A file that is a zip and is called .npz."""
@@ -35,13 +36,22 @@ class NpzReader:
     def read(self, path: Path, options: ReadOptions) -> Contents:
         """Every array, in the order of the file."""
         checked_settings(self, options)
-        npz = Npz(path)
-        return Contents(self.kind, {}, _entries(npz), count=len(npz.names))
+        repeats = options.text("repeats", "")
+        if repeats not in ("", "steps", "calls"):
+            raise bad(path, f"repeats={repeats!r}: should be steps or calls")
+        npz = Npz(path, repeats=bool(repeats))
+        return Contents(self.kind, {}, _entries(npz, repeats), count=len(npz.names))
 
 
-def _entries(npz: Npz) -> Iterator[Dumped]:
+def _entries(npz: Npz, repeats: str) -> Iterator[Dumped]:
     for key in npz.names:
-        yield _entry(npz, key)
+        name, times = npz.repeat(key)
+        if not repeats:
+            yield _entry(npz, key)
+        else:
+            where = (times, 0) if repeats == "steps" else (0, times)
+            header = npz.header(key)
+            yield Dumped(name, header.shape, header.logical, partial(npz.array, key), *where)
 
 
 def _entry(npz: Npz, key: str) -> Dumped:

@@ -53,7 +53,7 @@ class ParityReader:
         checked_settings(self, options)
         if not (path / MANIFEST).is_file():
             raise bad(path, f"has no {MANIFEST}: the runner did not come to its end, or it was not fetched")
-        manifest = _manifest(path / MANIFEST)
+        manifest = _manifest(inside(path, MANIFEST))
         steps = [_Step.of(path, fields) for fields in manifest.objects("steps")]
         _check_files(path, steps)
         fed = {step.index: step.tokens for step in steps if step.tokens is not None}

@@ -68,7 +68,7 @@ class RawReader:
     def read(self, path: Path, options: ReadOptions) -> Contents:
         """Every tensor of the manifest, in its order."""
         checked_settings(self, options)
-        file = options.manifest or (path / "manifest.json" if path.is_dir() else path)
+        file = options.manifest or (inside(path, "manifest.json") if path.is_dir() else path)
         manifest = Fields(file, "the manifest", read_object(file))
         check_head(manifest)
         folder = path if path.is_dir() else path.parent

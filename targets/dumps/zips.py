@@ -48,12 +48,17 @@ def _line(error: Exception) -> str:
 
 
 class Npz:
-    """An open .npz: names in the order of the file, headers and arrays on demand."""
+    """An open .npz: names in the order of the file, headers and arrays on demand.
 
-    def __init__(self, path: Path) -> None:
+    With `repeats` a name may stand several times, as programs that append to one file write it; the second
+    is then called NAME#1.
+    """
+
+    def __init__(self, path: Path, *, repeats: bool = False) -> None:
         self.path = path
         self.size = size_of(path)
-        self._members = _by_name(check_zip(path, self.size), path)
+        self._repeats: dict[str, tuple[str, int]] = {}
+        self._members = self._by_name(check_zip(path, self.size), repeats=repeats)
         with mishaps(path, "the zip"):
             self._zip = zipfile.ZipFile(path)
         self._headers: dict[str, Header] = {}
@@ -84,6 +89,28 @@ class Npz:
         with mishaps(self.path, repr(name)), self._zip.open(info) as stream:
             header = read_header(stream, self.path, repr(name))
             return read_values(stream, header, info.file_size - header.length, self.path, repr(name))
+
+    def repeat(self, key: str) -> tuple[str, int]:
+        """The name that a key stands for, and which of its times it is, from 0 on."""
+        return self._repeats.get(key, (key, 0))
+
+    def _by_name(self, infos: list[zipfile.ZipInfo], *, repeats: bool) -> dict[str, zipfile.ZipInfo]:
+        """Members in the order of the file, by their names without `.npy`."""
+        members: dict[str, zipfile.ZipInfo] = {}
+        seen: dict[str, int] = {}
+        for info in infos:
+            name = info.filename.removesuffix(".npy")
+            times = seen[name] = seen.get(name, -1) + 1
+            key = f"{name}#{times}" if times else name
+            if times and not repeats:
+                raise bad(
+                    self.path, f"holds {name!r} twice: two dumps were written into one file; dump again"
+                )
+            if key in members:
+                raise bad(self.path, f"holds {name!r} several times, and {key!r}; rename that")
+            members[key] = info
+            self._repeats[key] = (name, times)
+        return members
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         if name not in self._members:
@@ -155,17 +182,6 @@ def verify(path: Path, infos: list[zipfile.ZipInfo]) -> None:
                     pass
 
 
-def _by_name(infos: list[zipfile.ZipInfo], path: Path) -> dict[str, zipfile.ZipInfo]:
-    """Members in the order of the file, by their names without `.npy`."""
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in infos:
-        name = info.filename.removesuffix(".npy")
-        if name in members:
-            raise bad(path, f"holds {name!r} twice: two dumps were written into one file; dump again")
-        members[name] = info
-    return members
-
-
 def _check_member(info: zipfile.ZipInfo, path: Path) -> None:
     name = info.filename
     if info.flag_bits & 1:
@@ -213,8 +229,13 @@ def write_npz(
     """Write arrays as numpy does; the checkers of the chip's toolchain deflate and leave the suffix out."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            with archive.open(name + suffix, "w", force_zip64=True) as stream:
-                write_npy(stream, array)
+            write_member(archive, name + suffix, array)
+
+
+def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    """Write one array under the member's whole name."""
+    with archive.open(name, "w", force_zip64=True) as stream:
+        write_npy(stream, array)
 
 
 def looks_like_npz(path: Path) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from parity.harness.errors import UserError
-from parity.targets.dumps import READERS, npy_folder, parity_dump, raw, traced
+from parity.targets.dumps import READERS, npy_folder, parity_dump, raw, traced, zips
 from parity.targets.dumps.core import ReadOptions
 from parity.targets.dumps.detect import detect, digest, parse, reader
 from parity.targets.dumps.formats import Format, format_of
@@ -225,6 +227,36 @@ def test_a_step_that_stands_twice_is_refused(tmp_path):
     (dump / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="step 0 stands twice"):
         samples.read("parity", dump)
+
+
+# --- npz ------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_a_program_appends_again_and_again_is_its_steps_where_that_is_said(tmp_path):
+    """The first chat demos for the BM1684X append every step to one file."""
+    path = tmp_path / "dev1.npz"
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(3):
+            zips.write_member(archive, "block_0.npy", Q + step)
+    with pytest.raises(UserError, match="holds 'block_0' twice"):
+        samples.read("npz", path)
+    for said, places in (("steps", [(0, 0), (1, 0), (2, 0)]), ("calls", [(0, 0), (0, 1), (0, 2)])):
+        found = list(samples.read("npz", path, repeats=said).entries)
+        assert [(entry.name, entry.step, entry.call) for entry in found] == [
+            ("block_0", *place) for place in places
+        ]
+        assert [entry.load()[0, 0, 0, 0] for entry in found] == [0, 1, 2]
+    with pytest.raises(UserError, match="should be steps or calls"):
+        samples.read("npz", path, repeats="often")
+
+
+def test_a_name_that_ends_like_a_repeat_is_a_name(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"a": Q, "a#1": Q})
+    assert [entry.name for entry in samples.read("npz", tmp_path / "x.npz", repeats="steps").entries] == [
+        "a",
+        "a#1",
+    ]
 
 
 # --- folders, tracer, raw -------------------------------------------------------------------------------
