@@ -66,11 +66,22 @@ class ParityReader:
                 "complete": complete,
             },
             _entries(steps),
-            tokens=fed[min(fed)] if fed else None,
+            tokens=_prompt(manifest, fed),
             notes=() if complete else ("the runner was stopped before its end; later steps are missing",),
             fed=fed,
             count=sum(len(step.records) for step in steps),
         )
+
+
+def _prompt(manifest: Fields, fed: Mapping[int, np.ndarray]) -> np.ndarray | None:
+    """Ids of the prompt: what step 0 was fed, else what the scenario says; None for prompts of many lengths."""
+    if 0 in fed:
+        return fed[0]
+    scenario = manifest.take("scenario", dict, {})
+    found = scenario.get("tokens", scenario.get("ids"))
+    if not isinstance(found, list) or len({len(row) for row in found if isinstance(row, list)}) != 1:
+        return None
+    return Fields(manifest.path, "the scenario", {"tokens": found}).tokens("tokens")
 
 
 def _manifest(path: Path) -> Fields:

@@ -162,6 +162,21 @@ def test_our_own_dump_says_taps_tokens_and_origin(tmp_path):
     assert third.load().tolist() == [-0.5, 0.25, 1.5]
 
 
+@pytest.mark.parametrize(
+    ("scenario", "wanted"),
+    [
+        ({"tokens": [[1, 2]]}, [[1, 2]]),
+        ({"ids": [[1, 2]]}, [[1, 2]]),
+        ({"ids": [[1], [2, 3]]}, None),
+        (None, None),
+    ],
+)
+def test_the_prompt_is_the_scenarios_where_the_first_step_has_no_ids(scenario, wanted, tmp_path):
+    parity_dump.write(tmp_path / "d", [{"index": 1, "tokens": [[9]], "records": []}], scenario=scenario)
+    tokens = samples.read("parity", tmp_path / "d").tokens
+    assert (None if tokens is None else tokens.tolist()) == wanted
+
+
 def test_a_padded_array_gets_its_logical_shape(tmp_path):
     record = {"array": Q.reshape(2, 3, 4, 1), "tap": "q", "shape": [2, 12]}
     parity_dump.write(tmp_path / "d", [{"index": 0, "records": [record]}])
