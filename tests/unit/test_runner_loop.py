@@ -29,6 +29,7 @@ from parity.targets.onnx.session import assemble, plan_cache
 from parity.targets.prefilled import collect
 from parity.targets.sophgo.runner import arrays
 from parity.targets.sophgo.runner.client import Tensor
+from parity.targets.sophgo.runner.device.dump import Dump
 from parity.targets.sophgo.runner.device.files import Package
 from parity.targets.sophgo.runner.device.live import live_models
 from parity.targets.sophgo.runner.device.main import main
@@ -281,6 +282,20 @@ def test_a_second_dump_into_the_same_folder_is_refused(tmp_path, wrapped):
     with pytest.raises(Failure, match="is not empty; two dumps in one folder"):
         run(package, models, str(tmp_path / "d"), say=lambda _: None)
     assert (tmp_path / "d" / "manifest.json").read_bytes() == before
+
+
+def test_calls_are_counted_by_tap_also_where_two_taps_are_one_tensor(tmp_path):
+    """A compiler gives values that it finds equal one name: `embed` and `layer0.residual`."""
+    dump = Dump(str(tmp_path / "d"), {"chip": "cv181x"})
+    dump.begin(0)
+    record = {"segment": "seg_head", "tensor": "x", "format": "float32", "shape": [1]}
+    for tap in ("embed", "layer0.residual", "embed", None, None):
+        dump.add({**record, "tap": tap}, bytes(4))
+    dump.end([[5]], [[0]])
+    (step,) = json.loads((tmp_path / "d" / "manifest.json").read_text())["steps"]
+    assert [(item["tap"], item["call"]) for item in step["records"]] == [
+        ("embed", 0), ("layer0.residual", 0), ("embed", 1), (None, 0), (None, 1)
+    ]  # fmt: skip
 
 
 def test_an_interrupted_dump_keeps_its_steps_and_says_that_it_is_not_complete(tmp_path, wrapped):

@@ -42,8 +42,11 @@ class Dump:
         self._file = zipfile.ZipFile(self._path(self._name) + ".part", "w", zipfile.ZIP_STORED)
 
     def add(self, record: Mapping[str, Any], raw: bytes) -> None:
-        """One tensor; the same one again within a step is its next call."""
-        key, name = f"{len(self._records):04d}", (record["segment"], record["tensor"])
+        """One tensor; the same tap (or tensor, where no tap is known) again within a step is its next call.
+
+        One tensor can stand under two taps: what the compiler found equal has one name.
+        """
+        key, name = f"{len(self._records):04d}", (record["segment"], record["tap"] or record["tensor"])
         call = self._calls[name] = self._calls.get(name, -1) + 1
         self._file.writestr(f"{key}.npy", npy(raw, record["format"], record["shape"]))
         self._records.append({"key": key, "call": call, **record})
