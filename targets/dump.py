@@ -17,7 +17,6 @@ from parity.harness.values import Values, token_axis
 
 from .dumps.against import (
     check_tokens,
-    fed_by,
     originals_of,
     refuse_other_case,
     refuse_strange,
@@ -29,7 +28,7 @@ from .dumps.core import Contents, Dumped, ReadOptions
 from .dumps.detect import detect, open_dump, parse, reader
 from .dumps.facts import absent, computed_in, substitutions
 from .dumps.naming import Naming
-from .dumps.recording import IDS, Played, Player, check_ids
+from .dumps.recording import IDS, Played, Player, check_ids, fed_by
 
 #: What a dump's session plays at a step: the tap that an entry is, and the entry.
 Entries = Mapping[int, list[tuple[str, Dumped]]]

@@ -94,7 +94,7 @@ def import_dump(
     known = known.beside(said_of_case(contents.facts, "model"))
     naming = known.naming(mapping, origin)
     player = Player(contents, naming, step_offset=step_offset, shapes=known.shapes)
-    said = check_prompt(player, _wanted(known, prompt, tokens), known.run, step_offset)
+    said = check_prompt(player, _wanted(known, prompt, tokens), known.run)
     where = trace_file(out)
     with progress.stage("reading its digest", 1) as bar:
         files = digest(source)

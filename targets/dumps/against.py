@@ -15,7 +15,7 @@ from parity.harness.values import Values
 from .core import Contents
 from .facts import said_of_case
 from .naming import Shapes
-from .recording import IDS, Player, check_ids
+from .recording import IDS, Player, check_ids, fed_by
 
 #: Names that are listed of a dump where none is a tap.
 LISTED = 6
@@ -93,11 +93,3 @@ def check_tokens(player: Player, case: Case | ModuleCase, reference: Values | No
             wanted = np.array(step.tokens, np.int64)
         if wanted is not None:
             check_ids("the dump", index, tokens, wanted)
-
-
-def fed_by(player: Player) -> dict[int, np.ndarray]:
-    """Ids of each step; of the first one alone where the dump holds only its prompt."""
-    if player.fed or player.contents.tokens is None:
-        return dict(player.fed)
-    first = min(player.summary.steps, default=0)
-    return {first: player.contents.tokens}

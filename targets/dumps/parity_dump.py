@@ -74,7 +74,7 @@ class ParityReader:
 
 
 def _prompt(manifest: Fields, fed: Mapping[int, np.ndarray]) -> np.ndarray | None:
-    """Ids of the prompt: what step 0 was fed, else what the scenario says; None for prompts of many lengths."""
+    """Ids of the prompt: what step 0 was fed, else the scenario's; None for prompts of many lengths."""
     if 0 in fed:
         return fed[0]
     scenario = manifest.take("scenario", dict, {})

@@ -12,7 +12,7 @@ import numpy as np
 from parity.harness.errors import UserError
 
 from .core import read_text
-from .recording import IDS, Player, check_ids
+from .recording import IDS, Player, check_ids, fed_by
 
 if TYPE_CHECKING:
     from parity.harness.trace import Run
@@ -34,16 +34,14 @@ def ids_of(tokens: str | Sequence[int]) -> np.ndarray:
     return np.atleast_2d(array).astype(np.int64)
 
 
-def check_prompt(player: Player, wanted: np.ndarray | None, reference: Run | None, offset: int) -> list[str]:
+def check_prompt(player: Player, wanted: np.ndarray | None, reference: Run | None) -> list[str]:
     """UserError for ids other than those `wanted` or the reference's; what was not checked, in words."""
     held = player.contents.tokens
     if wanted is not None:
         if held is None:
             raise UserError("tokens: the dump holds none, so its prompt cannot be checked; leave them out")
         check_ids("the dump", 0, held, wanted)
-    fed = dict(player.fed)
-    if held is not None and not fed:
-        fed = {max(offset, 0): held}
+    fed = fed_by(player)
     known = {step: _recorded(reference, step) for step in fed}
     for step, ids in fed.items():
         expected = known[step]

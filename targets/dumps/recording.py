@@ -128,6 +128,14 @@ class Player:
         return Played(tap, array, step, entry.call, axes, entry.positions, meta)
 
 
+def fed_by(player: Player) -> dict[int, np.ndarray]:
+    """Ids `[B, T]` by step of the case, as far as the dump holds them; a prompt stated apart is step 0."""
+    prompt = player.contents.tokens
+    if prompt is None or 0 in player.contents.fed:
+        return dict(player.fed)
+    return {0: prompt, **player.fed}
+
+
 def loaded(entry: Dumped) -> np.ndarray:
     """The values of an entry; UserError where they are not what the reader said of them."""
     array = entry.load()
