@@ -43,6 +43,8 @@ def package(
         raise UserError(f"cand={cand!r}: is no chip with a board; use cvi or bm1684x")
     asked = target.asked(spec.arg)
     check(asked)
+    if reason := target.missing():
+        raise UserError(f"cand={cand!r}: cannot be compiled here: {reason}")
     request = Request(**options)
     if request.steps is None and target.steps is not None:
         request = Request(**{**options, "steps": target.steps})
