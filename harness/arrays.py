@@ -22,7 +22,7 @@ def to_tensor(array: np.ndarray, device: str | torch.device = "cpu") -> torch.Te
     """A numpy array as a torch tensor of the same logical type; always a copy."""
     import torch
 
-    storage, name = as_storage(np.ascontiguousarray(array))
+    storage, name = as_storage(np.require(array, requirements="C"))
     plain = torch.from_numpy(storage.copy())
     logical = getattr(torch, name)
     return (plain if plain.dtype == logical else plain.view(logical)).to(device)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .harness.tracer import step as step
     from .harness.tracer import tap_modules as tap_modules
     from .harness.tracer import trace_tensor as trace_tensor
+    from .importing import import_dump as import_dump
     from .stages import export as export
     from .stages import prefill as prefill
     from .stages import record as record
@@ -56,6 +57,7 @@ _NAMES = {
     "record": ".stages",
     "prefill": ".stages",
     "export": ".stages",
+    "import_dump": ".importing",
     "Comparison": ".harness.comparison",
     "Result": ".harness.comparison",
     "ParityError": ".harness.errors",
