@@ -1,4 +1,4 @@
-"""Why a tap is wrong: known shapes of bugs, computed on the reference's values and held against what was seen.
+"""Why a tap is wrong: known shapes of bugs, computed on the reference and held against what was seen.
 
 A cause is named only if it explains the error away, with how far: never as certainty.
 """
