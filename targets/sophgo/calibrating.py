@@ -6,8 +6,7 @@ then run through the compiler's float interpreter, whose tensor names are those 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,16 +23,12 @@ from parity.harness.values import Values
 
 from ..onnx.session import CachePlan, assemble
 from .asked import Asked
-from .compile import Interpreter
-from .compile.job import sha256
-from .compile.tables import Calibration, ranges, write_calibration
-from .compile.top import convert
+from .compile import calibrate
 from .graphs import ChipGraph
 from .toolchain import Toolchain
 
 #: Decode steps that are looked at; more of one text moves the ranges little.
 SAMPLES = 8
-OURS = "parity"
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -78,17 +73,21 @@ def _shortened(case: Case) -> Scenario:
 def calibration_tables(
     asked: Asked,
     made: Mapping[str, ChipGraph],
-    samples: Mapping[str, Sequence[Inputs]],
+    samples: Callable[[], Mapping[str, Sequence[Inputs]]],
     toolchain: Toolchain,
     cache: Path,
     progress: Progress,
 ) -> dict[str, Path]:
-    """Segment -> table, kept by the graph and the samples."""
-    tables = {}
+    """Segment -> table: those that were named, else made from samples; empty for modes that need none."""
+    if asked.table is not None:
+        return given_tables(asked.table, made)
+    if not asked.mode.calibrated:
+        return {}
+    kept, tables = samples(), {}
     with progress.stage(f"calibrating {asked.mode.name}", len(made)) as bar:
         for name, graph in made.items():
             onnx = graph.tapped if asked.level == "tapped" else graph.clean
-            tables[name] = _table(name, onnx, samples.get(name, ()), toolchain, cache)
+            tables[name] = calibrate(name, onnx, kept.get(name, ()), toolchain, cache)
             bar.advance()
     return tables
 
@@ -102,28 +101,3 @@ def given_tables(path: Path, made: Mapping[str, ChipGraph]) -> dict[str, Path]:
     if lacking:
         raise UserError(f"table={str(path)!r}: should be a folder that has {lacking[0].name}")
     return found
-
-
-def _table(name: str, onnx: bytes, samples: Sequence[Inputs], toolchain: Toolchain, cache: Path) -> Path:
-    place = cache / "calibration" / f"{name}-{_digest(onnx, samples, toolchain)}.txt"
-    if place.is_file():
-        return place
-    top = convert(name, onnx, toolchain, cache)
-    with Interpreter(toolchain, top.mlir, cache / "logs" / f"calibrate-{name}") as interpreter:
-        fed = ({key: np.ascontiguousarray(a, np.float32) for key, a in one.items()} for one in samples)
-        found = ranges(map(interpreter.call, fed))
-    facts = {"onnx": sha256(onnx), "net": name, "calibrator": OURS, "samples": str(len(samples))}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = place.with_suffix(".tmp")
-    write_calibration(draft, Calibration(found, facts))
-    draft.replace(place)
-    return place
-
-
-def _digest(onnx: bytes, samples: Sequence[Inputs], toolchain: Toolchain) -> str:
-    digest = hashlib.sha256(onnx + toolchain.version.encode())
-    for sample in samples:
-        for key, array in sorted(sample.items()):
-            digest.update(f"{key} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:24]

@@ -20,7 +20,7 @@ from ..onnx.build import choose_segments
 from ..onnx.runtime import OnnxExecutor, Runtime
 from ..onnx.session import CachePlan
 from .asked import Asked
-from .calibrating import Inputs, calibration_tables, given_tables, segment_inputs
+from .calibrating import Inputs, calibration_tables, segment_inputs
 from .compile import Artefact, CompileJob, Interpreter, compile_model
 from .executor import InterpreterExecutor, SimExecutor
 from .graphs import ChipGraph, graphs, plain
@@ -126,11 +126,8 @@ def _level(
         return Level(onnx, frozenset(rank), details=Runtime().facts())
     with ExitStack() as stack:
         stack.callback(onnx.close)
-        toolchain, tables = installed(), {}
-        if asked.table is not None:
-            tables = given_tables(asked.table, made)
-        elif asked.mode.calibrated:
-            tables = calibration_tables(asked, made, samples(), toolchain, cache / "sophgo", progress)
+        toolchain = installed()
+        tables = calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
         artefacts = compiled(asked, made, tables, toolchain, cache, progress)
     return _loaded(asked, made, artefacts, toolchain, rank, cache)
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
-from parity.harness.case import Case, Wiring
+from parity.harness.case import Case
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
+from parity.harness.target import Options
 from parity.harness.values import Values
 
 from ...onnx.build import choose_segments
-from ...onnx.runtime import OnnxExecutor, Runtime
-from ...onnx.session import CachePlan, plan_cache
+from ...onnx.session import plan_cache
 from ...prefilled import collect
 from ..asked import Asked
-from ..calibrating import calibration_tables, given_tables, segment_inputs
+from ..calibrating import Inputs, calibration_tables, segment_inputs
 from ..compile import Artefact
 from ..executor import tensor_values
 from ..graphs import ChipGraph, graphs, plain
-from ..levels import compiled
-from ..toolchain import Toolchain, installed
+from ..levels import compiled, onnx_executor
+from ..toolchain import installed
 from .package import ROPE_ROWS, BoardModel, Build, Shown, write_package
 
 
@@ -45,7 +46,13 @@ def pack(
     wiring = case.model.masked_wiring if rows.masked else case.model.wiring
     chosen = choose_segments(None, wiring)
     made = graphs(case, wiring, chosen, masked=rows.masked, rows=rows.rows, cache=cache / "onnx")
-    tables = _tables(case, asked, wiring, rows, made, reference, toolchain, cache, progress)
+    onnx = onnx_executor(made, Options(), case.model.taps)
+
+    def samples() -> Mapping[str, Sequence[Inputs]]:
+        return segment_inputs(case, wiring, rows, onnx, reference)
+
+    with closing(onnx):
+        tables = calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
     artefacts = compiled(asked, made, tables, toolchain, cache, progress)
     inner = asked.chip.family == "cvi" and asked.level == "sim"
     build = Build(
@@ -71,31 +78,6 @@ def check(asked: Asked) -> None:
     """UserError for what is no build of a board."""
     if asked.path is not None or asked.level not in ("sim", "tapped"):
         raise UserError(f"cand: a board runs compiled models; leave out {str(asked.path or asked.level)!r}")
-
-
-def _tables(
-    case: Case,
-    asked: Asked,
-    wiring: Wiring,
-    rows: CachePlan,
-    made: Mapping[str, ChipGraph],
-    reference: Values,
-    toolchain: Toolchain,
-    cache: Path,
-    progress: Progress,
-) -> Mapping[str, Path]:
-    """Calibration, where the mode needs it."""
-    if asked.table is not None:
-        return given_tables(asked.table, made)
-    if not asked.mode.calibrated:
-        return {}
-    builds = {name: graph.build for name, graph in made.items()}
-    onnx = OnnxExecutor(wiring.segments, builds, Runtime(None), case.model.taps)
-    try:
-        samples = segment_inputs(case, wiring, rows, onnx, reference)
-    finally:
-        onnx.close()
-    return calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
 
 
 def _model(graph: ChipGraph, artefact: Artefact, asked: Asked, *, inner: bool) -> BoardModel:
