@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .gather import gathered, repeated
+from .gather import congruent, gathered, repeated
 from .pairs import Pair
-from .values import TapRows, batch_positions, positional
+from .series import Series, series_of
+from .values import TapRows, positional
 
 if TYPE_CHECKING:
     from .mapping import TapMap
@@ -33,15 +32,32 @@ class Aligner:
         self._known = set(reference.taps)
         self._policy = reference.provenance.get("policy", "none") != "none"
 
+    def aligned(self, tap: str) -> Iterator[Series | Pair]:
+        """All pairs of one tap, by step: one series where the tap is regular."""
+        expected, actual = self._records(tap)
+        series = None if self._declares(tap) else series_of(tap, expected, actual)
+        if series is None:
+            yield from self.pairs(tap)
+        else:
+            yield series
+
     def pairs(self, tap: str) -> Iterator[Pair]:
-        """All pairs of one tap, by step."""
-        expected = self._reference.records(tap) if tap in self._known else ()
-        actual = self._candidate.records(self._names[tap]) if tap in self._names else ()
-        declared = self._mapping is not None and actual and self._mapping.transformed(self._names[tap])
-        if expected and actual and not declared and all(map(positional, (*expected, *actual))):
+        """All pairs of one tap, by step, each on its own."""
+        expected, actual = self._records(tap)
+        transformed = self._mapping is not None and actual and self._mapping.transformed(self._names[tap])
+        if expected and actual and not transformed and all(map(positional, (*expected, *actual))):
             yield from self._by_position(tap, expected, actual)
         else:
             yield from self._by_call(tap, expected, actual)
+
+    def _records(self, tap: str) -> tuple[Sequence[Record], Sequence[Record]]:
+        expected = self._reference.records(tap) if tap in self._known else ()
+        actual = self._candidate.records(self._names[tap]) if tap in self._names else ()
+        return expected, actual
+
+    def _declares(self, tap: str) -> bool:
+        """Whether the user's map says something of a tap."""
+        return self._mapping is not None and tap in self._names and bool(self._mapping.rule(self._names[tap]))
 
     def _by_call(self, tap: str, expected: Sequence[Record], actual: Sequence[Record]) -> Iterator[Pair]:
         rest: dict[tuple[int, int], list[Record]] = {}
@@ -87,7 +103,7 @@ class Aligner:
                     Pair(tap, step, record.call, "tap, position", record, None, axes=record.axes)
                     for record in theirs
                 )
-            elif len(own) == len(theirs) == 1 and _congruent(own[0], theirs[0]):
+            elif len(own) == len(theirs) == 1 and congruent(own[0], theirs[0]):
                 rule = "tap, step, call; same positions"
                 yield Pair(
                     tap, step, 0, rule, theirs[0], own[0], positions=own[0].positions, axes=own[0].axes
@@ -106,14 +122,6 @@ def _by_step(records: Iterable[Record]) -> dict[int, list[Record]]:
 
 def _other_axes(own: Record, other: Record) -> bool:
     return bool(own.axes and other.axes and own.axes != other.axes)
-
-
-def _congruent(own: Record, other: Record) -> bool:
-    """Same shape, axes and positions, and no padding: nothing has to be put in order."""
-    if own.shape != other.shape or own.axes != other.axes:
-        return False
-    mine, theirs = batch_positions(own), batch_positions(other)
-    return bool(mine.min(initial=0) >= 0) and np.array_equal(mine, theirs)
 
 
 def _order(reference: Sequence[str], candidate: Mapping[str, str]) -> list[str]:

@@ -13,11 +13,13 @@ from .comparison import Comparison, Finding, Row, Side
 from .facing import facing
 from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
-from .measuring import Asked, in_batches, measure_pairs
+from .measuring import Asked, in_batches, measure_all
+from .metrics import Survey
 from .parted import leave_out_after_parting
 from .progress import Progress, Silent
 from .refuse import refuse_unlike
 from .rows import RowMaker, Rules
+from .series import Series
 from .tokens import tokens_of
 
 if TYPE_CHECKING:
@@ -98,12 +100,14 @@ def floors_from(reference: Run, others: Iterable[Run]) -> dict[str, Floor]:
     floors: dict[str, Floor] = {}
     for other in others:
         aligner = Aligner(reference, other)
-        pairs = (pair for tap in reference.taps for pair in aligner.pairs(tap) if pair.measurable)
-        for batch in in_batches(pairs, lambda pair: pair):
-            found = measure_pairs([(pair, Asked()) for pair in batch])
-            for pair, (metrics, _) in zip(batch, found, strict=True):
-                floor = floor_from(metrics)
-                floors[pair.tap] = floors[pair.tap].merge(floor) if pair.tap in floors else floor
+        found = (item for tap in reference.taps for item in aligner.aligned(tap))
+        measurable = (item for item in found if isinstance(item, Series) or item.measurable)
+        for batch in in_batches(measurable, lambda item: item):
+            measured = measure_all([(item, Asked()) for item in batch])
+            for item, one in zip(batch, measured, strict=True):
+                for metrics in one if isinstance(one, Survey) else one[:1]:
+                    floor = floor_from(metrics)
+                    floors[item.tap] = floors[item.tap].merge(floor) if item.tap in floors else floor
     return floors
 
 

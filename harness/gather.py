@@ -53,6 +53,14 @@ def repeated(records: Iterable[Record]) -> bool:
     return any(len(row[row >= 0]) > len(np.unique(row[row >= 0])) for row in seen)
 
 
+def congruent(own: Record, other: Record) -> bool:
+    """Same shape, axes and positions, and no padding: nothing has to be put in order."""
+    if own.shape != other.shape or own.axes != other.axes:
+        return False
+    mine, theirs = batch_positions(own), batch_positions(other)
+    return bool(mine.min(initial=0) >= 0) and np.array_equal(mine, theirs)
+
+
 def _unanswered(theirs: Sequence[Record], positions: np.ndarray) -> str:
     """Rows that the reference recorded at this step and that the candidate does not have."""
     for record in theirs:

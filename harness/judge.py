@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from .metrics import Metrics
+    from .metrics import Metrics, Survey
     from .metrics.widen import Format
     from .tolerance import Bound
 
@@ -55,6 +56,21 @@ class Floor:
     def merge(self, other: Floor) -> Floor:
         """The higher of both."""
         return Floor(max(self.rms, other.rms), max(self.peak, other.peak))
+
+
+def settled(survey: Survey, *, by_bound: bool) -> Iterator[Judgement | None]:
+    """Judgements of what needs no second look, as `judge_bound` gives them; None for what does.
+
+    `by_bound`: the bound that was measured decides, no floor.
+    """
+    clear = (survey.counts("excluded") == 0) & (survey.counts("mismatched") == 0)
+    equal = survey.floats("max_abs") == 0.0
+    ratios = np.minimum(survey.floats("worst_ratio"), 1.0).tolist()
+    for fine, same, ratio in zip(clear.tolist(), equal.tolist(), ratios, strict=True):
+        if fine and same:
+            yield EQUAL
+        else:
+            yield Judgement("pass", "", ratio) if fine and by_bound else None
 
 
 def judge_bound(metrics: Metrics, bound: Bound, allow_nonfinite: bool = False) -> Judgement:
@@ -165,10 +181,10 @@ def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]
 @cache
 def _grid(dtype: str) -> tuple[Any, Format]:
     """The compiled judge of rows, loaded when first needed, and the grid of a number format."""
-    from .metrics.rowjudge import compiled
+    from .metrics.rowjudge import WORST_ROW
     from .metrics.widen import number_format
 
-    return compiled("worst_row"), number_format(dtype)
+    return WORST_ROW(), number_format(dtype)
 
 
 def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
@@ -193,9 +209,9 @@ def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
 def floor_from(metrics: Metrics) -> Floor:
     """The relative noise that a pair measured with rows shows: the largest of error / scale among rows."""
     assert len(metrics.raw_rows) == metrics.plan.num_rows
-    from .metrics.rowjudge import compiled
+    from .metrics.rowjudge import LEVELS
 
-    rms, peak = compiled("levels")(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
+    rms, peak = LEVELS()(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
     return Floor(float(rms), float(peak))
 
 

@@ -1,15 +1,16 @@
-"""Measures aligned pairs: small records many at a time, others at once or streamed block by block."""
+"""Measures what was aligned: series many records at a time, a pair at once or streamed block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from .metrics import LogitMetrics, Measurer, Metrics, measure, measure_logits, survey
+from .metrics import Kind, LogitMetrics, Measurer, Metrics, Survey, measure, measure_logits, survey
 from .metrics.setup import ROWS, SUMS, setup
-from .trace import read_together, shelf
+from .series import Series
+from .trace import column, read_together, shelf
 
 if TYPE_CHECKING:
     from .pairs import Pair
@@ -20,19 +21,20 @@ Item = TypeVar("Item")
 BLOCK = 4 * 1024 * 1024
 #: Bytes that are read and measured together.
 BATCH = 16 * 1024 * 1024
-#: Elements of a record up to which it is read and measured together with others.
-SMALL = 16 * 1024
 
 
 class Asked(NamedTuple):
-    """What is measured of a pair: mismatches within which bound, and whether small records need rows."""
+    """What is measured: mismatches within which bound, and whether a survey has rows."""
 
     atol: float = 0.0
     rtol: float = 0.0
     rows: bool = True
 
 
-def measure_pair(pair: Pair, asked: Asked) -> tuple[Metrics, LogitMetrics | None]:
+Full = tuple[Metrics, LogitMetrics | None]
+
+
+def measure_pair(pair: Pair, asked: Asked) -> Full:
     """All metrics of one pair in full detail; for logits (last axis `v`) those of the distributions too."""
     if pair.direct and _size(pair) > BLOCK:
         return _streamed(pair, asked), None
@@ -41,21 +43,20 @@ def measure_pair(pair: Pair, asked: Asked) -> tuple[Metrics, LogitMetrics | None
     return metrics, _logits(actual, expected) if pair.axes.endswith("v") else None
 
 
-def measure_pairs(pairs: Sequence[tuple[Pair, Asked]]) -> Iterator[tuple[Metrics, LogitMetrics | None]]:
-    """Metrics of each pair, in order; of small records without columns and histogram (`Metrics.detailed`)."""
-    surveyed = _surveyed(pairs)
-    for place, (pair, asked) in enumerate(pairs):
-        found = surveyed.get(place)
-        yield (found, None) if found is not None else measure_pair(pair, asked)
+def measure_all(items: Sequence[tuple[Series | Pair, Asked]]) -> Iterator[Survey | Full]:
+    """What was measured of each, in order: of a series a survey, of a pair everything."""
+    found = _surveys([(item, asked) for item, asked in items if isinstance(item, Series)])
+    for item, asked in items:
+        yield next(found) if isinstance(item, Series) else measure_pair(item, asked)
 
 
-def in_batches(waiting: Iterable[Item], pair_of: Callable[[Item], Pair]) -> Iterator[list[Item]]:
-    """What waits to be measured, in lists whose pairs can lie in memory at the same time."""
+def in_batches(items: Iterable[Item], source: Callable[[Item], Series | Pair]) -> Iterator[list[Item]]:
+    """What waits to be measured, in lists of what can lie in memory at the same time."""
     batch: list[Item] = []
     held = 0
-    for item in waiting:
+    for item in items:
         batch.append(item)
-        held += _weight(pair_of(item))
+        held += _weight(source(item))
         if held >= BATCH:
             yield batch
             batch, held = [], 0
@@ -63,47 +64,47 @@ def in_batches(waiting: Iterable[Item], pair_of: Callable[[Item], Pair]) -> Iter
         yield batch
 
 
-def _weight(pair: Pair) -> int:
-    """Bytes that both sides of a pair take, about."""
-    if pair.actual is not None and pair.expected is not None:
-        return pair.actual.nbytes + pair.expected.nbytes
-    return 16 * _size(pair) + 512
+def pieces(series: Series) -> Iterator[tuple[int, int]]:
+    """A series cut into what can be measured at once: start and stop of each."""
+    length = max(1, BATCH // (_weight(series) // len(series)))
+    for start in range(0, len(series), length):
+        yield start, min(start + length, len(series))
 
 
-def _small(pair: Pair) -> bool:
-    """Whether a pair is measured together with others: short, as it lies in the files, and no logits."""
-    one, two = pair.reference, pair.candidate
-    if one is None or two is None or pair.actual is not None or not 0 < one.size <= SMALL:
-        return False
-    return not pair.axes.endswith("v") and not (one.dtype + two.dtype).count("complex")
+def _weight(item: Series | Pair) -> int:
+    """Bytes that both sides take, about."""
+    if isinstance(item, Series):
+        return len(item) * (16 * item.references[0].size + 512)
+    if item.actual is not None and item.expected is not None:
+        return item.actual.nbytes + item.expected.nbytes
+    return 16 * _size(item)
 
 
-def _surveyed(pairs: Sequence[tuple[Pair, Asked]]) -> dict[int, Metrics]:
-    """Metrics of the small ones, by their place."""
-    groups: dict[object, list[int]] = {}
-    for place, (pair, _) in enumerate(pairs):
-        if _small(pair):
-            groups.setdefault((shelf(pair.reference), shelf(pair.candidate)), []).append(place)
-    found: dict[int, Metrics] = {}
-    for places in groups.values():
-        places.sort(key=lambda place: pairs[place][0].reference.order)  # type: ignore[union-attr]
-        found.update(zip(places, _survey([pairs[place] for place in places]), strict=True))
-    return found
+def _surveys(items: Sequence[tuple[Series, Asked]]) -> Iterator[Survey]:
+    """Those whose records lie on the same shelves are read and measured together."""
+    shelves = [(shelf(series.references), shelf(series.candidates)) for series, _ in items]
+    found: dict[int, Survey] = {}
+    for one in dict.fromkeys(shelves):
+        places = [place for place, other in enumerate(shelves) if other == one]
+        found.update(zip(places, _survey([items[place] for place in places]), strict=True))
+    return (found[place] for place in range(len(items)))
 
 
-def _survey(pairs: Sequence[tuple[Pair, Asked]]) -> list[Metrics]:
-    """One group, in the order of the reference's file."""
-    references: list[Any] = [pair.reference for pair, _ in pairs]
-    candidates: list[Any] = [pair.candidate for pair, _ in pairs]
-    names = candidates[0].dtype, references[0].dtype
-    known: dict[tuple[tuple[int, ...], str, Asked], int] = {}
-    kinds = [
-        known.setdefault((reference.shape, pair.axes, asked), len(known))
-        for reference, (pair, asked) in zip(references, pairs, strict=True)
-    ]
-    setups = [setup(shape, axes, *names, ROWS if asked.rows else SUMS) for shape, axes, asked in known]
-    bounds = [(asked.atol, asked.rtol) for _, _, asked in known]
-    return survey(read_together(candidates), read_together(references), setups, bounds, kinds)
+def _survey(items: Sequence[tuple[Series, Asked]]) -> list[Survey]:
+    """Read in the order of the reference's file."""
+    by = np.concatenate([column(series.references, "order") for series, _ in items]).argsort(kind="stable")
+    kinds = [_kind(series, asked) for series, asked in items]
+    sizes = np.repeat([kind.pair.plan.size for kind in kinds], [kind.number for kind in kinds])[by]
+    begins = np.empty(len(by), np.int64)
+    begins[by] = sizes.cumsum() - sizes
+    actual = read_together([series.candidates for series, _ in items], by)
+    return survey(actual, read_together([series.references for series, _ in items], by), begins, kinds)
+
+
+def _kind(series: Series, asked: Asked) -> Kind:
+    names = series.candidates[0].dtype, series.references[0].dtype
+    pair = setup(series.shape, series.axes, *names, ROWS if asked.rows else SUMS)
+    return Kind(pair, (asked.atol, asked.rtol), len(series))
 
 
 def _arrays(pair: Pair) -> tuple[np.ndarray, np.ndarray]:

@@ -44,6 +44,14 @@ class Pair:
     problem: str = ""
     lost: str = ""
 
+    def __len__(self) -> int:
+        return 1
+
+    def pair(self, place: int = 0) -> Pair:
+        """As of a series of one."""
+        assert place == 0
+        return self
+
     @property
     def measurable(self) -> bool:
         """Whether there are two sides to be measured."""

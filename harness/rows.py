@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import itemgetter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +18,17 @@ import numpy as np
 from .align import Aligner, matches
 from .comparison import Row
 from .detail import Detail
+from .filling import WAITING, Waiting, fill, mark_lost
 from .handed import Needed, moved
 from .judge import Floor, Judgement, judge_bound, judge_floor
-from .measuring import Asked, in_batches, measure_pair, measure_pairs
+from .measuring import Asked, in_batches, measure_all, pieces
 from .pairs import Pair
-from .slices import worst_slice
+from .series import Series
+from .trace import column
 
 if TYPE_CHECKING:
     from .mapping import TapMap
-    from .metrics import LogitMetrics, Metrics
+    from .metrics import Metrics
     from .tolerance import Bound, Tolerance
     from .trace import Record, Run
 
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 LATE = 1 << 62
 #: How the report names the part that moves rows between segments.
 CACHE = "cache"
-#: Status of a row until its pair was measured.
-WAITING = "waiting"
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,6 @@ class Rule:
         if self.floor is None:
             return judge_bound(metrics, self.bound, allow_nonfinite=self.nonfinite)
         return judge_floor(metrics, self.floor, dtype=metrics.dtype_actual, allow_nonfinite=self.nonfinite)
-
-
-Waiting = tuple[Row, Pair, Rule, Detail | None]
-"""A row whose pair is still to be measured, how it is judged, and who keeps the finest metrics of its tap."""
 
 
 @dataclass(slots=True)
@@ -107,10 +103,10 @@ class RowMaker:
         """The rows of each tap in step order, local errors filled in; `taps` are in execution order."""
         begun: deque[_Tap] = deque()
         measured = 0
-        for batch in in_batches(self._begin(taps, begun), itemgetter(1)):
-            found = measure_pairs([(pair, rule.asked) for _, pair, rule, _ in batch])
-            for waiting, (metrics, logits) in zip(batch, found, strict=True):
-                _fill(waiting, metrics, logits)
+        for batch in in_batches(self._begin(taps, begun), attrgetter("source")):
+            found = measure_all([(waiting.source, waiting.rule.asked) for waiting in batch])
+            for waiting, one in zip(batch, found, strict=True):
+                fill(waiting, one)
             measured += len(batch)
             while begun and begun[0].due <= measured:
                 yield self._finished(begun.popleft())
@@ -128,17 +124,26 @@ class RowMaker:
             begun.append(made)
 
     def _make(self, made: _Tap, place: int) -> Iterator[Waiting]:
-        for pair in self.aligner.pairs(made.tap):
-            self.fired[pair.rule] = self.fired.get(pair.rule, 0) + 1
-            row = self._row(pair, place)
-            made.rows.append(row)
+        for item in self.aligner.aligned(made.tap):
+            self.fired[item.rule] = self.fired.get(item.rule, 0) + len(item)
+            yield from self._rows_of(item, place, made.rows, made.detail)
+        for item in self._local(made.tap):
+            yield from self._rows_of(item, 0, made.local, None)
+
+    def _rows_of(
+        self, item: Series | Pair, place: int, rows: list[Row], detail: Detail | None
+    ) -> Iterator[Waiting]:
+        """Add the rows of a series or pair to `rows`; what of it is still to be measured."""
+        if isinstance(item, Series):
+            new = _bare_series(item, self._segment(item.tap))
+            rows += new
+            for start, stop in pieces(item):
+                yield Waiting(new[start:stop], item.part(start, stop), self._rule(new[0]), detail)
+        else:
+            row = self._row(item, place)
+            rows.append(row)
             if row.status == WAITING:
-                yield row, pair, self._rule(row), made.detail
-        for pair in self._local(made.tap):
-            row = self._row(pair, 0)
-            made.local.append(row)
-            if row.status == WAITING:
-                yield row, pair, self._rule(row), None
+                yield Waiting([row], item, self._rule(row), detail)
 
     def _finished(self, made: _Tap) -> list[Row]:
         """The rows of a tap of which every pair was measured."""
@@ -161,7 +166,7 @@ class RowMaker:
 
     def _row(self, pair: Pair, place: int) -> Row:
         """The row of a pair; its status is settled unless there are two sides to be measured."""
-        row = _bare(pair, place, CACHE if pair.tap in self._sources else self._segments.get(pair.tap))
+        row = _bare(pair, place, self._segment(pair.tap))
         if pair.problem:
             row.status, row.reason = "shape", pair.problem
         elif pair.candidate is None:
@@ -174,7 +179,7 @@ class RowMaker:
             return row
         if row.status in ("missing", "shape") and pair.reference is not None and _holds_nan(pair.reference):
             self.unsound = self.unsound or f"the reference itself holds NaN: {row.tap} at step {row.step}"
-        _mark_lost(row, pair)
+        mark_lost(row, pair)
         return row
 
     def _absent(self, row: Row) -> None:
@@ -185,37 +190,21 @@ class RowMaker:
                 return
         row.status, row.reason = "missing", "the candidate promised this tap and did not record it"
 
+    def _segment(self, tap: str) -> str | None:
+        return CACHE if tap in self._sources else self._segments.get(tap)
+
     def _rule(self, row: Row) -> Rule:
         key = row.tap, row.expected_dtype, row.dtype
         return self._known.get(key) or self._known.setdefault(key, self._rules.of(*key))
 
-    def _local(self, tap: str) -> Iterable[Pair]:
-        """Pairs of the same tap in isolation: of a cache, what it was handed and what it should hold."""
+    def _local(self, tap: str) -> Iterable[Series | Pair]:
+        """The same tap in isolation: of a cache, what it was handed and what it should hold."""
         if tap in self._sources:
             return moved(self._reference, self._candidate, tap, self._sources[tap])
         if self._isolated is None or tap not in self._isolated.order:
             return ()
-        return (pair for pair in self._isolated.pairs(tap) if pair.candidate is not None)
-
-
-def _fill(waiting: Waiting, metrics: Metrics, logits: LogitMetrics | None) -> None:
-    """Judge what was measured; a record that fails is measured again in full, to say where."""
-    row, pair, rule, detail = waiting
-    judgement = rule.judge(metrics)
-    row.floor = rule.floor.rms if rule.floor else None
-    row.status, row.reason, row.ratio = judgement.status, judgement.reason, judgement.ratio
-    row.error, row.shape, row.metrics, row.logits = metrics.rel_l2, metrics.shape, metrics, logits
-    if not judgement.passed:
-        row.metrics = metrics if metrics.detailed else measure_pair(pair, rule.asked)[0]
-        row.slice = worst_slice(row.metrics, positions=pair.positions)
-    _mark_lost(row, pair)
-    if detail is not None:
-        detail.keep(row, pair, rule.asked)
-
-
-def _mark_lost(row: Row, pair: Pair) -> None:
-    if pair.lost:
-        row.status, row.reason, row.slice, row.ratio = "missing", pair.lost, pair.lost, math.inf
+        items = self._isolated.aligned(tap)
+        return (item for item in items if isinstance(item, Series) or item.candidate is not None)
 
 
 def _producers(wiring: Mapping[str, Any]) -> dict[str, str]:
@@ -225,6 +214,22 @@ def _producers(wiring: Mapping[str, Any]) -> dict[str, str]:
         for tap in (*segment["taps"], *(port["value"] for port in segment["outputs"])):
             out.setdefault(tap, segment["name"])
     return out
+
+
+def _bare_series(series: Series, segment: str | None) -> list[Row]:
+    same: dict[str, Any] = {
+        "tap": series.tap,
+        "status": WAITING,
+        "segment": segment,
+        "axes": series.axes,
+        "shape": series.shape,
+        "dtype": series.candidates[0].dtype,
+        "expected_dtype": series.references[0].dtype,
+        "rule": series.rule,
+    }
+    columns = column(series.references, "order").tolist(), column(series.references, "step").tolist()
+    each = zip(*columns, series.calls, strict=True)
+    return [Row(order=order, step=step, call=call, **same) for order, step, call in each]
 
 
 def _bare(pair: Pair, place: int, segment: str | None) -> Row:

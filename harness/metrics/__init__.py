@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from .histogram import Joint as Joint
     from .logits import LogitMetrics as LogitMetrics
     from .logits import measure_logits as measure_logits
+    from .many import Kind as Kind
+    from .many import Survey as Survey
     from .many import survey as survey
     from .measurer import Measurer as Measurer
     from .measurer import measure as measure
@@ -26,6 +28,8 @@ _HOME = {
     "Metrics": "metrics",
     "RowStats": "profile",
     "SliceProfile": "profile",
+    "Kind": "many",
+    "Survey": "many",
     "survey": "many",
 }
 

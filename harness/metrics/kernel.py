@@ -13,7 +13,9 @@ All compiled functions of the pass, and their constants, lie in this file: numba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numba as nb
@@ -52,8 +54,8 @@ SLOTS = 29
 S_ERR, S_REF, S_ERR_MAX, S_REF_MAX, S_MISMATCHED, S_NONFINITE, S_EXCLUDED = range(7)
 STATS = 7
 # geometry (lengths, and what is wanted beside the sums), and parameters followed by the named fills
-LINE, ROW, COLUMNS, BY_ROW, BY_CELL, ULP_MODE, ULP_SHIFT, ULP_OFFSET, FILLS = range(9)
-GEOMETRY = 9
+SIZE, LINE, ROW, COLUMNS, BY_ROW, BY_CELL, ULP_MODE, ULP_SHIFT, ULP_OFFSET, FILLS = range(10)
+GEOMETRY = 10
 ULP_SCALE, ULP_NORMAL, FIRST_FILL = range(3)
 # rows of the workspace: folded columns, then buffers
 ERRORS, SIZES, BOX, WORK = range(STATS, STATS + 4)
@@ -62,6 +64,7 @@ ORDINARY, FILL, SPELLINGS, NOT_FINITE = range(4)
 
 _LOWEST = (-65504.0, -3.3895313892515355e38, -3.4028234663852886e38, -1.7976931348623157e308)
 _SUMS = {"reassoc", "contract"}
+_ONE_AT_A_TIME = Lock()
 
 
 def _part(*, fastmath: Any = False) -> Any:
@@ -69,18 +72,28 @@ def _part(*, fastmath: Any = False) -> Any:
     return nb.njit(fastmath=fastmath, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-def entry(signature: Any) -> Any:
-    """A compiled function that Python calls, cached on disk where that can be written (not in a read-only
-    install without a home). It is compiled at once, and runs without the interpreter lock."""
+def entry(function: Any, signature: Any) -> Callable[[], Any]:
+    """What gives the compiled form of a function that Python calls, compiled or loaded when first asked for.
+
+    It is cached on disk where that can be written (not in a read-only install without a home) and runs
+    without the interpreter lock. Made while its module is loaded, so that what is cached belongs to the
+    source that was loaded, whatever lies there later.
+    """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    try:
+        dispatcher = nb.njit(cache=True, **options)(function)
+    except RuntimeError:
+        dispatcher = nb.njit(**options)(function)
 
-    def wrap(function: Any) -> Any:
-        try:
-            return nb.njit(signature, cache=True, **options)(function)
-        except RuntimeError:
-            return nb.njit(signature, **options)(function)
+    @cache
+    def compiled() -> Any:
+        with _ONE_AT_A_TIME:
+            if not dispatcher.signatures:
+                dispatcher.compile(signature)
+                dispatcher.disable_compile()
+        return dispatcher
 
-    return wrap
+    return compiled
 
 
 # --- finding and setting aside what is not an ordinary number ---
@@ -541,20 +554,21 @@ def _chunk(
     return _finish(start + a.size, geo, acc.view(np.int64), cols, work, table, touched, out)
 
 
-def _many(a, e, exact, limits, ends, kinds, bounds, geos, par, acc, rows, work, table, touched):
-    """Small tensors one behind the other: number i ends at `ends[i]`; its kind says how it is measured.
+def _many(a, e, exact, limits, begins, kinds, bounds, geos, par, acc, rows, work, table, touched):
+    """Many small tensors: number i begins at `begins[i]` on both sides; its kind says how it is measured.
 
     Each has a row of `acc`, and those whose kind wants it have their rows in `rows`, in the same order.
     """
-    begin, row, cols = 0, 0, np.empty((STATS, 0))
-    for i in range(ends.size):
-        end, geo, bound = ends[i], geos[kinds[i]], bounds[kinds[i]]
-        last = row + geo[BY_ROW] * ((end - begin) // geo[ROW])
+    row, cols = 0, np.empty((STATS, 0))
+    for i in range(begins.size):
+        geo, bound = geos[kinds[i]], bounds[kinds[i]]
+        begin, end = begins[i], begins[i] + geo[SIZE]
+        last = row + geo[BY_ROW] * (geo[SIZE] // geo[ROW])
         _pass(
             a[begin:end], e[begin:end], exact[begin:end], limits, 0, bound[0], bound[1], geo, par,
             acc[i], rows[row:last], cols, work, table, touched,
         )  # fmt: skip
-        begin, row = end, last
+        row = last
 
 
 def _signatures(wide: bool) -> tuple[Any, Any]:
@@ -568,13 +582,8 @@ def _signatures(wide: bool) -> tuple[Any, Any]:
     return chunk, nb.void(*values, ints, ints, grid, i8[:, ::1], line, grid, grid, *space)
 
 
-@cache
-def chunk(wide: bool) -> Any:
-    """`_chunk` over float32 or, when `wide`, float64 pairs; compiled, or loaded, when first asked for."""
-    return entry(_signatures(wide)[0])(_chunk)
+CHUNK = {wide: entry(_chunk, _signatures(wide)[0]) for wide in (False, True)}
+"""`_chunk` over float32 and, wide, float64 pairs."""
 
-
-@cache
-def many(wide: bool) -> Any:
-    """`_many`, as `chunk`."""
-    return entry(_signatures(wide)[1])(_many)
+MANY = {wide: entry(_many, _signatures(wide)[1]) for wide in (False, True)}
+"""`_many`, likewise."""

@@ -51,8 +51,8 @@ class Lane:
         """Make ready for a tensor; `rows` is given when lanes share them."""
         self._pair, self._bound = pair, bound
         self.sums, self.rows, self.columns = START.copy(), NO_ROWS, NO_COLUMNS
-        if pair.by_row:
-            self.rows = np.zeros((pair.plan.num_rows, k.STATS)) if rows is None else rows
+        if pair.num_rows:
+            self.rows = np.zeros((pair.num_rows, k.STATS)) if rows is None else rows
         if pair.geometry[k.COLUMNS]:
             self.columns = np.zeros((k.STATS, pair.plan.columns))
 
@@ -73,7 +73,7 @@ class Lane:
 
     def _run(self, values: Values, start: int, last: bool, out: Array) -> int:
         pair = self._pair
-        count: int = k.chunk(pair.way.wide)(
+        count: int = k.CHUNK[pair.way.wide]()(
             *values, start, last, *self._bound, pair.geometry, pair.parameters,
             self.sums, self.rows, self.columns, *self.space, out,
         )  # fmt: skip

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import numpy as np
 
 from .kernel import _part, entry
@@ -60,12 +57,8 @@ def _levels(rows, row_size, whole, share):
     return rms, peak
 
 
-@cache
-def compiled(name: str) -> Any:
-    """`worst_row` or `levels`, compiled or loaded when first asked for."""
-    if name == "worst_row":
-        signature = (
-            "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,int64,float64,float64)"
-        )
-        return entry(signature)(_worst_row)
-    return entry("UniTuple(float64,2)(float64[:,::1],int64,float64,float64)")(_levels)
+WORST_ROW = entry(
+    _worst_row,
+    "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,int64,float64,float64)",
+)
+LEVELS = entry(_levels, "UniTuple(float64,2)(float64[:,::1],int64,float64,float64)")

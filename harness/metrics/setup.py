@@ -38,9 +38,9 @@ class Setup:
     parameters: Array
 
     @property
-    def by_row(self) -> bool:
-        """Whether rows are measured."""
-        return self.detail in (ROWS, FULL)
+    def num_rows(self) -> int:
+        """How many rows are measured."""
+        return self.plan.num_rows if self.detail in (ROWS, FULL) else 0
 
     def values(self, actual: Array, expected: Array) -> Values:
         """Flat arrays as the pass takes them."""
@@ -59,7 +59,7 @@ def setup(shape: tuple[int, ...], axes: str, actual: str, expected: str, detail:
     """The setup of a pair; UserError when `axes` does not fit `shape`."""
     plan, way = layout(shape, axes), route(actual, expected)
     geometry = np.zeros(k.GEOMETRY, np.int64)
-    geometry[[k.LINE, k.ROW, k.FILLS]] = max(plan.size, 1), 1, way.fills
+    geometry[[k.SIZE, k.LINE, k.ROW, k.FILLS]] = plan.size, max(plan.size, 1), 1, way.fills
     if detail != PLAIN:
         geometry[[k.LINE, k.ROW]] = plan.line, plan.row_size
         geometry[k.ULP_MODE : k.ULP_OFFSET + 1] = way.ulp

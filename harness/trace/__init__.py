@@ -7,6 +7,9 @@ from .bulk import shelf as shelf
 from .reader import Run as Run
 from .reader import Trace as Trace
 from .record import Record as Record
+from .records import Records as Records
+from .records import alike as alike
+from .records import column as column
 from .repair import Repaired as Repaired
 from .repair import repair as repair
 from .run_writer import RunWriter as RunWriter

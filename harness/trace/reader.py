@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +16,10 @@ from . import index
 from .blocks import Blocks
 from .overlay import Overlay
 from .record import Record
+from .records import Column, Records
 from .schema import Layout, Stream, read_layout
 
 _TRIES = 5
-Column = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Trace:
@@ -140,7 +139,7 @@ class Run:
         self.complete = False
         self._mine: Column | None = None
         self._taps: dict[str, Column] | None = None
-        self._listed: list[Record] | None = None
+        self._listed: Records | None = None
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "incomplete"
@@ -163,14 +162,14 @@ class Run:
         """Records in append order, of one tap or of all; UserError for a tap that the run does not have."""
         if tap is None:
             if self._listed is None:
-                self._listed = self._list(self._orders())
+                self._listed = Records(self, self._orders())
             return self._listed
         mine = self._by_tap().get(tap)
         if mine is None:
             raise UserError(
                 f"tap={tap!r}: run {self.label!r} has no such tap. {did_you_mean(tap, self.taps)}"
             )
-        return self._list(mine)
+        return Records(self, mine)
 
     def __getitem__(self, key: str | tuple[str, int] | tuple[str, int, int]) -> np.ndarray[Any, Any]:
         """Values of `run[tap]` (if it has one record), `run[tap, step]` or `run[tap, step, call]`."""
@@ -217,23 +216,6 @@ class Run:
             parts.sort(key=lambda part: int(part[0]))
             self._taps = {self._trace._text(int(taps[part[0]])): orders[part] for part in parts}
         return self._taps
-
-    def _list(self, orders: Column) -> list[Record]:
-        rows = self._trace._rows[orders]
-        kinds = index.kinds(rows)
-        known = {kind: self._kind(kind) for kind in set(kinds)}
-        columns = orders.tolist(), rows["step"].tolist(), rows["call"].tolist(), kinds
-        return [
-            Record(self, order, step, call, *known[kind])
-            for order, step, call, kind in zip(*columns, strict=True)
-        ]
-
-    def _kind(self, kind: bytes) -> tuple[str, str, tuple[int, ...], int, str]:
-        """Tap, dtype, shape, size and axes."""
-        row, trace = np.frombuffer(kind, index.KIND)[0], self._trace
-        shape = tuple(row["shape"][: row["ndim"]].tolist())
-        names = trace._text(int(row["tap"])), trace._text(int(row["axes"]))
-        return names[0], trace.layout.dtypes[row["dtype"]], shape, math.prod(shape), names[1]
 
 
 def _which(records: Sequence[Record]) -> str:

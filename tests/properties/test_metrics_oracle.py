@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.harness.dtypes import NAMES, logical_dtype
-from parity.harness.metrics import Measurer, Metrics, measure, survey
+from parity.harness.metrics import Kind, Measurer, Metrics, measure, survey
 from parity.harness.metrics.kernel import BLOCK
 from parity.harness.metrics.layout import CHUNK
 from parity.harness.metrics.setup import FILLS, ROWS, SUMS, setup
@@ -314,30 +314,44 @@ def test_a_survey_gives_the_same_bits_as_one_measurement_each(
 
 
 def _survey_like_measure(found: list[tuple[np.ndarray, np.ndarray]], data: st.DataObject) -> None:
+    """Each pair twice, as a kind of its own; tensors lie in any order."""
     names = found[0][0].dtype.name, found[0][1].dtype.name
     details = [data.draw(st.sampled_from([SUMS, ROWS]), label="detail") for _ in found]
-    bounds = [(1e-5 * i, 1e-3) for i in range(len(found))]
-    setups = [setup(a.shape, "", *names, detail) for (a, _), detail in zip(found, details, strict=True)]
-    actual, expected = (np.concatenate([pair[side].reshape(-1) for pair in found]) for side in (0, 1))
-    places = list(range(len(found)))
-    for place, m in zip(places, survey(actual, expected, setups, bounds, places), strict=True):
-        alone = measure(*found[place], atol=bounds[place][0], rtol=bounds[place][1])
-        _same_bits(m.slim(), alone.slim())
-        if details[place] == ROWS:
-            np.testing.assert_array_equal(m.raw_rows.view(np.int64), alone.raw_rows.view(np.int64))
+    kinds = [
+        Kind(setup(a.shape, "", *names, detail), (1e-5 * place, 1e-3), 2)
+        for place, ((a, _), detail) in enumerate(zip(found, details, strict=True))
+    ]
+    sizes = np.repeat([pair[0].size for pair in found], 2)
+    order = np.array(data.draw(st.permutations(range(sizes.size)), label="order"))
+    begins = np.empty(sizes.size, np.int64)
+    begins[order] = sizes[order].cumsum() - sizes[order]
+    actual, expected = (np.concatenate([found[i // 2][side].reshape(-1) for i in order]) for side in (0, 1))
+    for pair, kind, surveyed in zip(found, kinds, survey(actual, expected, begins, kinds), strict=True):
+        alone = measure(*pair, atol=kind.bound[0], rtol=kind.bound[1])
+        assert surveyed.rel_l2.tolist() == [alone.rel_l2] * len(surveyed)
+        assert surveyed.floats("max_abs").tolist() == [alone.max_abs] * 2
+        assert surveyed.counts("mismatched").tolist() == [alone.mismatched] * 2
+        for m in surveyed:
+            _same_bits(m.slim(), alone.slim())
+            rows = alone.raw_rows if kind.pair.detail == ROWS else alone.raw_rows[:0]
+            np.testing.assert_array_equal(m.raw_rows.view(np.int64), rows.view(np.int64))
 
 
 def test_threads_change_no_bit_of_a_survey() -> None:
     rng = np.random.default_rng(2)
-    setups = [setup(shape, "", "float32", "float32", ROWS) for shape in ((3, 40), (1100,), (2, 700))]
-    kinds = rng.integers(0, 3, 400).tolist()
-    e = rng.standard_normal(sum(setups[kind].plan.size for kind in kinds)).astype(np.float32)
+    kinds = [
+        Kind(setup(shape, "", "float32", "float32", ROWS), (1e-5, 1e-4), count)
+        for shape, count in (((3, 40), 200), ((1100,), 3), ((2, 700), 90))
+    ]
+    sizes = np.repeat([kind.pair.plan.size for kind in kinds], [kind.number for kind in kinds])
+    e = rng.standard_normal(sizes.sum()).astype(np.float32)
     a = e + 1e-4 * rng.standard_normal(e.size).astype(np.float32)
-    bounds = [(1e-5, 1e-4)] * 3
-    found = [survey(a, e, setups, bounds, kinds, threads=count) for count in (1, 2, 3, 4)]
+    begins = sizes.cumsum() - sizes
+    found = [survey(a, e, begins, kinds, threads=count) for count in (1, 2, 3, 4)]
     for others in found[1:]:
         for one, two in zip(found[0], others, strict=True):
-            _same_bits(one, two)
+            for m, n in zip(one, two, strict=True):
+                _same_bits(m, n)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_lines_about_runs_that_make_no_sense_are_a_clear_error(path: Path) -> No
 def test_a_row_that_refers_to_a_missing_text_is_a_clear_error(path: Path) -> None:
     _forge(path, 2, tap=9999)
     with pytest.raises(UserError, match="text 9999 is missing"):
-        Trace(path)["torch"].records()
+        list(Trace(path)["torch"].records())
 
 
 def test_a_damaged_row_and_a_damaged_text_are_named(path: Path) -> None:
