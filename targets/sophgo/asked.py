@@ -50,11 +50,12 @@ def parse_arg(name: str, arg: str, *, chip: str, mode: str) -> Asked:
             if key == "group":
                 group = _number(name, value)
             elif key == "table":
-                asked = replace(asked, table=_file(f"{name}:table", value))
+                asked = replace(asked, table=_file(f"{name}:table", value, folder=True))
             elif key == "qtable":
                 asked = replace(asked, qtable=_file(f"{name}:qtable", value))
             else:
-                raise UserError(f"{name}:{arg}: {did_you_mean(key, ('group', 'table', 'qtable'))}")
+                near = did_you_mean(key, ("group", "table", "qtable"))
+                raise UserError(f"{name}:{arg}: {key!r} is unknown. {near}")
         elif word in CHIPS:
             chip = word
         elif word.lower() in MODES:
