@@ -11,20 +11,35 @@ if TYPE_CHECKING:
     from .pairs import Pair
     from .series import Series
 
-#: Of the rows of a tap that fail, so many keep their detail.
+#: Of the rows of a tap that fail, so many keep their detail,
 FAILING = 16
+#: and of the rows of all taps as many as fit into so many bytes.
+ROOM = 128 << 20
+
+
+class Room:
+    """What is left of the memory for rows that fail, of all taps together."""
+
+    def __init__(self) -> None:
+        self._left = ROOM
+
+    def takes(self, size: int) -> bool:
+        """Whether so many bytes still fit; they are taken if they do."""
+        fits = size <= self._left
+        self._left -= size if fits else 0
+        return fits
 
 
 class Detail:
     """Of one tap: what someone will look at is kept, the first rows that fail and the worst of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
         self._worst: tuple[Row, Series | Pair, int, Asked] | None = None
-        self._failing = 0
+        self._failing, self._room = 0, room
 
     def keep(self, row: Row, source: Series | Pair, place: int, asked: Asked) -> None:
         """Take note of the next row that was measured; what need not be kept in full is slimmed."""
-        if row.failing and self._failing < FAILING:
+        if row.failing and self._failing < FAILING and self._room.takes(_size(row)):
             self._failing += 1
             return
         if self._worst is None or (row.ratio or 0.0) > (self._worst[0].ratio or 0.0):
@@ -41,3 +56,7 @@ class Detail:
             row, source, place, asked = self._worst
             if row.metrics is not None and not row.metrics.detailed:
                 row.metrics = measure_pair(source.pair(place), asked)[0]
+
+
+def _size(row: Row) -> int:
+    return row.metrics.nbytes if row.metrics is not None else 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from .align import Aligner, matches
 from .comparison import Row
-from .detail import Detail
+from .detail import Detail, Room
 from .filling import WAITING, Waiting, fill, mark_lost
 from .handed import Needed, moved
 from .judge import Floor, Judgement, judge_bound, judge_floor
@@ -74,9 +74,9 @@ class _Tap:
     """The rows of one tap and of its isolated replay, full when `due` pairs were measured."""
 
     tap: str
+    detail: Detail
     rows: list[Row] = field(default_factory=list)
     local: list[Row] = field(default_factory=list)
-    detail: Detail = field(default_factory=Detail)
     due: int = 0
 
 
@@ -98,6 +98,7 @@ class RowMaker:
         self._segments = _producers(self.wiring)
         self._needed = Needed(reference, candidate)
         self._known: dict[tuple[str, str, str], Rule] = {}
+        self._room = Room()
 
     def rows(self, taps: Iterable[str]) -> Iterator[list[Row]]:
         """The rows of each tap in step order, local errors filled in; `taps` are in execution order."""
@@ -116,7 +117,7 @@ class RowMaker:
         """Make the rows of each tap; what is still to be measured."""
         count = 0
         for place, tap in enumerate(taps):
-            made = _Tap(tap)
+            made = _Tap(tap, Detail(self._room))
             for waiting in self._make(made, place):
                 yield waiting
                 count += 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import kernel as k
-from .lane import NO_COLUMNS, START, Lane
+from .lane import NO_COLUMNS, NO_ROWS, START, Lane
 from .layout import LANES
 from .metrics import SLOT, Metrics
 from .setup import Setup
@@ -41,8 +42,9 @@ class Survey:
         return self._kind.number
 
     def __iter__(self) -> Iterator[Metrics]:
-        pair, bound, _ = self._kind
-        for sums, rows in zip(self._sums, self._rows, strict=True):
+        pair, bound, number = self._kind
+        each = self._rows if pair.num_rows else repeat(NO_ROWS, number)
+        for sums, rows in zip(self._sums, each, strict=True):
             yield Metrics(pair.plan, bound, pair.names, sums, rows, NO_COLUMNS, None, True)
 
     def floats(self, name: str) -> Array:

@@ -197,6 +197,12 @@ class Metrics:
         return self._cells is not None
 
     @property
+    def nbytes(self) -> int:
+        """Memory of what `slim` would drop."""
+        cells = self._cells.nbytes if self._cells is not None else 0
+        return int(self._rows.nbytes + self._columns.nbytes + cells)
+
+    @property
     def raw_rows(self) -> Floats:
         """Sums of squares, maxima and counts per row, `[R, 7]`; what the judge reads."""
         return self._rows

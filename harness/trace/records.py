@@ -24,7 +24,6 @@ class Records(Sequence[Record]):
 
     def __init__(self, run: Run, orders: Column) -> None:
         self.run, self.orders = run, orders
-        self._few: dict[int, Record] = {}
 
     @cached_property
     def rows(self) -> np.ndarray[Any, Any]:
@@ -43,11 +42,7 @@ class Records(Sequence[Record]):
         if isinstance(place, slice):
             whole = place.indices(len(self)) == (0, len(self), 1)
             return self if whole else Records(self.run, self.orders[place])
-        if "_made" in self.__dict__:
-            return self._made[place]
-        if place not in self._few:
-            self._few[place] = Records(self.run, self.orders[[place]])._made[0]
-        return self._few[place]
+        return self._first if place == 0 else self._made[place]
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self._made)
@@ -64,6 +59,11 @@ class Records(Sequence[Record]):
         if not np.isin(kinds, (f.RANGE, f.RANGE_OF_ONE_SEQUENCE)).all():
             return None
         return np.stack((kinds, self.rows["position_start"], self.rows["position_count"]), axis=1)
+
+    @cached_property
+    def _first(self) -> Record:
+        """What is asked of records that are alike is asked of this one, so it is made alone."""
+        return Records(self.run, self.orders[:1])._made[0]
 
     @cached_property
     def _kinds(self) -> list[bytes]:

@@ -495,6 +495,25 @@ def test_the_worst_and_the_first_failures_keep_their_detail_others_are_slim() ->
     assert all(row.metrics.max_abs > 0 for row in rows[:30])
 
 
+def test_where_many_taps_fail_detail_is_kept_as_long_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taps = [f"t{number}" for number in range(8)]
+    changes = {(tap, step): plus(0.01 * (step + 1)) for tap in taps for step in range(20)}
+    reference = simple(taps=taps, steps=20)
+    one = compared(reference, simple("cand", taps=taps, steps=20, changes=changes))
+    size = max(row.metrics.nbytes for row in one.rows())
+    monkeypatch.setattr("parity.harness.detail.ROOM", 20 * size)
+    found = compared(reference, simple("cand", taps=taps, steps=20, changes=changes))
+    kept = [(row.tap, row.step) for row in found.rows() if row.metrics.nbytes]
+    assert {("t0", step) for step in range(16)} <= set(kept)
+    for tap in taps:
+        worst = max((row for row in found.rows() if row.tap == tap), key=lambda row: row.ratio)
+        assert (tap, worst.step) in kept
+    assert len(kept) <= 20 + len(taps) < sum(row.metrics.nbytes > 0 for row in one.rows())
+    assert [row.slice for row in found.rows()] == [row.slice for row in one.rows()]
+
+
 def test_a_healthy_tap_keeps_the_detail_of_its_worst_record_alone() -> None:
     found = compared(
         simple(steps=9), simple("cand", steps=9, changes={("a", 5): plus(1e-6), ("a", 2): plus(1e-5)})
