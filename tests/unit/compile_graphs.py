@@ -50,17 +50,49 @@ class Sketch:
 
 
 def block() -> bytes:
-    """Norm, product with weights, SiLU, softmax, residual: what every chip takes in every mode it has."""
-    g = Sketch(x=(1, 4, 64))
+    """Norm, product with weights, SiLU, softmax, residual: what every chip takes in every mode it has.
+
+    One row, as in a decode step: BM1684 has no int8 for products of several.
+    """
+    g = Sketch(x=(1, 1, 64))
     g.node(
         "LayerNormalization", "x", g.constant("scale", np.ones(64)), g.constant("shift", np.zeros(64)), to="n"
     )
     g.node("Add", g.node("MatMul", "n", g.weight("w", 64, 128), to="h"), g.weight("b", 128), to="up")
     g.node("Mul", "up", g.node("Sigmoid", "up", to="s"), to="act")
-    g.node("MatMul", "act", g.weight("v", 128, 64), to="down")
+    g.node("Add", g.node("MatMul", "act", g.weight("v", 128, 64), to="d"), g.weight("c", 64), to="down")
     g.node("Add", "x", "down", to="mid")
     g.node("Softmax", "mid", to="y", axis=-1)
     return g.model("mid", "y")
+
+
+def mlp(
+    act: str = "silu", *, normed: bool = True, biased: bool = False, rows: int = 1, end: str = "residual"
+) -> bytes:
+    """[norm,] product, activation, product [with bias], and what follows: residual, relu, both or nothing."""
+    g = Sketch(x=(1, rows, 64))
+    n = "x"
+    if normed:
+        ones, zeros = g.constant("scale", np.ones(64)), g.constant("shift", np.zeros(64))
+        n = g.node("LayerNormalization", "x", ones, zeros, to="n")
+    h = g.node("Add", g.node("MatMul", n, g.weight("w", 64, 128), to="h"), g.weight("b", 128), to="up")
+    if act == "silu":
+        h = g.node("Mul", h, g.node("Sigmoid", h, to="s"), to="act")
+    elif act == "gelu":
+        curve = g.node("Erf", g.node("Div", h, g.constant("root", 2**0.5), to="scaled"), to="curve")
+        half = g.node("Mul", h, g.node("Add", curve, g.constant("one", 1.0), to="raised"), to="twice")
+        h = g.node("Mul", half, g.constant("half", 0.5), to="act")
+    elif act:
+        h = g.node(act, h, to="act")
+    y = g.node("MatMul", h, g.weight("v", 128, 64), to="down")
+    if biased:
+        y = g.node("Add", y, g.weight("c", 64), to="shifted")
+    if end in ("residual", "both"):
+        y = g.node("Add", "x", y, to="mid")
+    if end in ("relu", "both"):
+        y = g.node("Relu", y, to="cut")
+    g.node("Identity", y, to="y")
+    return g.model("y")
 
 
 def rms_rsqrt() -> bytes:

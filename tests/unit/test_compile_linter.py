@@ -105,6 +105,39 @@ def test_fused_attention_in_f16_is_noted_where_a_kernel_is_built(chip):
     assert found(graphs.gqa_expand(), chip, "bf16") == []
 
 
+BM = ("bm1684x", "f16")
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "Tanh", "Elu"])
+def test_a_relu_behind_an_mlp_that_is_split_is_found(act):
+    assert found(graphs.mlp(act, end="relu", normed=False), *BM) == [("wrong", "Relu cut")]
+    assert found(graphs.mlp(act, end="relu", biased=True), *BM) == [("wrong", "Relu cut")]
+    assert found(graphs.mlp(act, end="relu"), "bm1684x", "w8f16") == []
+    assert found(graphs.mlp(act, end="relu"), "bm1684x", "f32") == []
+    assert found(graphs.mlp(act, end="relu"), "bm1684x2", "f16") == []
+    assert bool(found(graphs.mlp(act, end="relu"), "bm1688", "bf16")) == (act != "gelu")
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "Sigmoid"])
+def test_a_residual_of_one_row_behind_an_mlp_that_is_split_is_found(act):
+    assert found(graphs.mlp(act), *BM) == [("wrong", "Add mid")]
+    assert found(graphs.mlp(act), "bm1688", "bf16") == []
+
+
+@pytest.mark.parametrize(
+    "fine", [{"biased": True}, {"rows": 2}, {"normed": False}, {"act": ""}, {"act": "Relu"}]
+)
+def test_an_mlp_that_is_not_split_or_not_merged_is_passed_over(fine):
+    assert found(graphs.mlp(**fine), *BM) == []
+
+
+@pytest.mark.parametrize("chip", ["cv181x", "bm1684x", "bm1684x2"])
+def test_a_relu_behind_a_residual_that_becomes_a_bias_is_found(chip):
+    assert found(graphs.mlp("", end="both"), chip, "bf16") == [("wrong", "Relu cut")]
+    assert found(graphs.mlp("", end="both", rows=2), chip, "bf16") == []
+    assert found(graphs.mlp("", end="both", biased=True), chip, "bf16") == []
+
+
 def test_open_sizes_are_found_first():
     model = load(graphs.block())
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "T"

@@ -113,7 +113,7 @@ def _check_weights(ops: list[Op], top: Graph, mode: Mode, qtable: Mapping[str, s
         remedy = (
             "choose a group size that divides their inputs, or keep them by a qtable"
             if mode.weight_bits
-            else "calibrate this very graph, or keep them by a qtable"
+            else "the chip has no int8 for them as they are; if that is meant, say so by a qtable"
         )
         raise CandidateError(
             f"mode={mode.name}: the compiler left the weights of {_listed(left)} in "

@@ -88,7 +88,7 @@ class Interpreter:
         for name, shape in self.inputs.items():
             if not fits(inputs[name], shape):
                 raise CandidateError(
-                    f"{self._mlir.name}: input {name} {list(inputs[name].shape)}, should be {list(shape or ())}"
+                    f"{self._mlir.name}: input {name} {inputs[name].shape}, should be {shape}"
                 )
 
     def _receive(self) -> dict[str, np.ndarray]:
