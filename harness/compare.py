@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from .align import Aligner, matches
 from .comparison import Comparison, Finding, Row, Side
+from .explain import causes_of
 from .facing import facing
 from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
@@ -77,7 +78,8 @@ def compare_runs(
         inconclusive=_inconclusive(rows, reference, candidate),
         unsound=unsound,
     )
-    return replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
+    comparison = replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
+    return replace(comparison, causes=causes_of(comparison, reference, candidate, isolated))
 
 
 @contextmanager

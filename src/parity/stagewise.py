@@ -98,7 +98,8 @@ def with_stages(
     cause = guilty(stages)
     out = []
     for stage, comparison in zip(chain, found, strict=True):
-        causes = (cause,) if cause is not None and comparison.verdict != "parity" else ()
+        guilt = (cause,) if cause is not None and comparison.verdict != "parity" else ()
+        causes = (*guilt, *comparison.causes)
         out.append(replace(comparison, stages=stages, causes=causes) if stage.own else comparison)
     return out
 

@@ -49,7 +49,7 @@ def test_a_miscompiled_repeat_is_code_generation_at_the_reshape_behind_it(staged
     assert found.verdict == "divergence"
     verdicts = {stage.name: stage.verdict for stage in found.stages}
     assert verdicts["export"] == verdicts["conversion"] == verdicts["quantization"] == "parity"
-    (cause,) = found.causes
+    cause = found.causes[0]
     assert cause.name == "code generation"
     assert cause.tap == "/Reshape_output_0"
 
@@ -67,7 +67,7 @@ def test_an_artefact_that_aborts_at_load_is_code_generation_in_the_runtimes_word
     rope = np.stack([np.cos(angles), np.sin(angles)]).reshape(2, 1, 1, 32)
     found = staged("chip_modules:head", {"ids": np.array([[5]]), "rope": rope}, "cvi:int8")
     assert found.verdict == "failed"
-    (cause,) = found.causes
+    cause = found.causes[0]
     assert cause.name == "code generation"
     assert "init_dmabuf" in cause.evidence
 
