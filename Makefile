@@ -12,10 +12,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup toolchain demo test test-fast guards bench clean
+.PHONY: help setup toolchain demo test test-fast guards bench clean build_segments clean_segments
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z_-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP)  ## .venv with everything in it; again only when a version changed
 
@@ -51,6 +51,19 @@ test-fast: setup  ## the tests that take seconds
 bench: setup  ## ratios of speed, printed
 	@for file in tests/bench/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-clean:  ## what was made: .venv, results, caches of tools
+DEVICE ?= cv181x
+QUANT ?= BF16
+MODEL ?= klm-tiny
+WEIGHTS ?=
+SEGMENTS := out/segments
+
+build_segments: setup toolchain  ## every segment of MODEL for DEVICE in QUANT; what is there already takes a second
+	$(BIN)/parity compile --model $(MODEL) $(if $(WEIGHTS),--weights $(WEIGHTS)) --chip $(DEVICE) --mode $(QUANT) \
+	  --out $(SEGMENTS)/$(MODEL)-$(DEVICE)-$(QUANT)
+
+clean_segments:  ## the compiled segments
+	rm -rf $(SEGMENTS)
+
+clean: clean_segments  ## what was made: .venv, results, caches of tools
 	rm -rf $(VENV) out build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
