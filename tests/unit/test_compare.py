@@ -505,12 +505,12 @@ def test_where_many_taps_fail_detail_is_kept_as_long_as_there_is_room(
     size = max(row.metrics.nbytes for row in one.rows())
     monkeypatch.setattr("parity.harness.detail.ROOM", 20 * size)
     found = compared(reference, simple("cand", taps=taps, steps=20, changes=changes))
-    kept = [(row.tap, row.step) for row in found.rows() if row.metrics.nbytes]
+    kept = {(row.tap, row.step): row.metrics.nbytes for row in found.rows() if row.metrics.nbytes}
     assert {("t0", step) for step in range(16)} <= set(kept)
     for tap in taps:
         worst = max((row for row in found.rows() if row.tap == tap), key=lambda row: row.ratio)
         assert (tap, worst.step) in kept
-    assert len(kept) <= 20 + len(taps) < sum(row.metrics.nbytes > 0 for row in one.rows())
+    assert sum(kept.values()) <= (20 + len(taps)) * size < sum(row.metrics.nbytes for row in one.rows())
     assert [row.slice for row in found.rows()] == [row.slice for row in one.rows()]
 
 
