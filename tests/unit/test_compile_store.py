@@ -116,16 +116,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with store.fresh(tmp_path, "a") as folder:
         (folder / store.MANIFEST).write_text("{}")
-        store.publish(folder, tmp_path / "a")
+        store.publish(folder, tmp_path / "a", whole_there)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def whole_there(place: Path) -> bool:
+    return (place / store.MANIFEST).is_file()
 
 
 def test_of_two_that_make_the_same_the_first_stays(tmp_path):
     with store.fresh(tmp_path, "a") as one, store.fresh(tmp_path, "a") as two:
         for folder, text in ((one, "1"), (two, "2")):
             (folder / store.MANIFEST).write_text(text)
-        store.publish(one, tmp_path / "a")
-        store.publish(two, tmp_path / "a")
+        store.publish(one, tmp_path / "a", whole_there)
+        store.publish(two, tmp_path / "a", whole_there)
     assert (tmp_path / "a" / store.MANIFEST).read_text() == "1"
 
 
@@ -134,7 +138,7 @@ def test_a_place_without_manifest_is_taken_over(tmp_path):
     (tmp_path / "a" / "rest").write_text("")
     with store.fresh(tmp_path, "a") as folder:
         (folder / store.MANIFEST).write_text("{}")
-        store.publish(folder, tmp_path / "a")
+        store.publish(folder, tmp_path / "a", whole_there)
     assert [path.name for path in (tmp_path / "a").iterdir()] == [store.MANIFEST]
 
 

@@ -43,7 +43,6 @@ class Compilation:
 
     def run(self, place: Path) -> Artefact:
         """Make the folder and put it in its place."""
-        store.discard(place)
         with store.fresh(place.parent, place.name) as folder:
             self._bring(folder)
             seconds = {"convert": self.top.seconds}
@@ -62,7 +61,7 @@ class Compilation:
             made = self._read_back(folder, seconds)
             self._tidy(folder)
             manifest.write(folder, made)
-            store.publish(folder, place)
+            store.publish(folder, place, manifest.read)
         found = artefact_in(place, self.chip, self.job.name)
         if found is None:
             raise CandidateError(f"{self._where}: {place} was taken away while it was made; try again")

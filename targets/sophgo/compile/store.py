@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,23 +34,22 @@ def fresh(cache: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(folder: Path, place: Path) -> None:
-    """Flush a finished folder and move it to its place; a damaged one steps aside, an equal one stays."""
+def publish(folder: Path, place: Path, whole: Callable[[Path], object]) -> None:
+    """Flush a finished folder and move it to its place.
+
+    What lies there already stays if `whole` says so: another process made the same meanwhile, and may be
+    reading it. Otherwise it is damaged and makes way.
+    """
     for path in folder.iterdir():
         if path.is_file() and not path.is_symlink():
             _flush(path)
-    if place.exists() and not (place / MANIFEST).is_file():
-        shutil.rmtree(place, ignore_errors=True)
     try:
         os.replace(folder, place)
     except OSError:
-        if not (place / MANIFEST).is_file():
-            raise
-
-
-def discard(place: Path) -> None:
-    """Take an entry out of the cache that turned out damaged."""
-    shutil.rmtree(place, ignore_errors=True)
+        if whole(place):
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(folder, place)
 
 
 def keep(folder: Path, place: Path) -> Path:

@@ -74,7 +74,6 @@ class _Conversion:
                 "`parity toolchain install tpu-mlir` again, or name it in PARITY_PYTHON310"
             )
         old, notes = lowered(self.graph)
-        store.discard(place)
         with store.fresh(place.parent, place.name) as folder:
             (folder / "in.onnx").write_bytes(old)
             converted = self._run(folder, process.worker(self.toolchain, "convert", self.name, "in.onnx"))
@@ -96,7 +95,7 @@ class _Conversion:
                 "files": _tidy(folder, self.name),
             }
             (folder / store.MANIFEST).write_text(json.dumps(facts))
-            store.publish(folder, place)
+            store.publish(folder, place, lambda found: _stored(found, self.name))
         made = _stored(place, self.name)
         if made is None:
             raise CandidateError(f"{self.name}: {place} was taken away while it was made; try again")
