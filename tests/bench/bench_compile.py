@@ -46,7 +46,7 @@ def main() -> None:
         (cache / "toolchains").symlink_to(cache_folder().absolute() / "toolchains")
         cold = seconds(cache, Path(folder) / "out")
         again = min(seconds(cache, Path(folder) / "out") for _ in range(3))
-    print(f"klm, 7 segments for cv181x bf16: cold {cold:.1f} s, from the cache {again:.2f} s (aims: 20 and 1)")
+    print(f"klm, 7 segments, cv181x bf16: cold {cold:.1f} s, from the cache {again:.2f} s (aim: 20, 1)")
 
 
 if __name__ == "__main__":

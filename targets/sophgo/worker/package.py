@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 #: Named by the toolchain's modules, used on none of our ways through them.
 STAND_INS = (
@@ -68,7 +68,6 @@ class _Anything(metaclass=_Kind):
 
 
 class _StandIn(ModuleType):
-    __path__: ClassVar[list[str]] = []
     __file__ = "stand-in"
 
     def __getattr__(self, name: str) -> Any:
@@ -84,7 +83,9 @@ class _StandIns(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _StandIn(spec.name)
+        module = _StandIn(spec.name)
+        module.__path__ = []
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing to execute."""
