@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 #: Of the rows of a tap that fail, so many keep their detail,
 FAILING = 16
 #: and of the rows of all taps as many as fit into so many bytes.
-ROOM = 128 << 20
+ROOM = 64 << 20
 
 
 class Room:
