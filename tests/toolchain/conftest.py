@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from parity.targets.sophgo.toolchain import Toolchain, installed, why_missing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Compilers and simulators take their time: all of it belongs to the slow tests."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

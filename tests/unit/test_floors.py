@@ -11,6 +11,8 @@ from parity.floors import noise_floor
 from parity.harness.progress import Silent
 from parity.request import Request
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def floors(tmp_path_factory) -> dict[str, dict]:

@@ -14,7 +14,9 @@ from parity.harness.trace import Trace
 
 
 @pytest.mark.parametrize("spec", ["torch", "segmented", "segmented:recompute"])
-@pytest.mark.parametrize("scenario", ["one", "reset", "wrap", "batch3"])
+@pytest.mark.parametrize(
+    "scenario", ["wrap", *(pytest.param(name, marks=pytest.mark.slow) for name in ("one", "reset", "batch3"))]
+)
 def test_the_estimate_is_what_a_run_takes(tmp_path, monkeypatch, spec, scenario):
     told = []
     monkeypatch.setattr("parity.recorder.admit", lambda label, nbytes, *rest: told.append(nbytes))
