@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,34 @@ def test_what_is_passed_over_is_computed_rightly(toolchain, cache, form):
     simulated, interpreted = run(toolchain, cache, graph, chip, mode)
     assert simulated > 0.999
     assert interpreted > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["cv186x", "bm1688"])
+def test_attention_that_is_fused_gets_its_kernel_built_and_is_right(toolchain, cache, chip):
+    lacking = [tool for tool in ("cmake", "make", "g++") if shutil.which(tool) is None]
+    if lacking:
+        pytest.skip(f"this machine has no {', '.join(lacking)}, with which the kernel is built")
+    graph = graphs.attention()
+    assert [finding.severity for finding in lint(graph, chip, "f16")] == ["note"]
+    simulated, interpreted = run(toolchain, cache, graph, chip, "f16")
+    assert simulated > 0.999
+    assert interpreted > 0.999
+    (made,) = (cache / "artefacts").glob(f"net-{chip}-f16-*/net_tpu.mlir")
+    assert "tpu.FAttention" in made.read_text()
+
+
+def test_without_a_compiler_for_its_kernel_fused_attention_fails_with_what_is_lacking(
+    toolchain, cache, monkeypatch, tmp_path
+):
+    for tool in ("sh", "bash", "cp", "mkdir", "rm", "cat"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    job = CompileJob("lone", graphs.attention(), "bm1688", "f16")
+    with pytest.raises(
+        CandidateError, match=r"a kernel could not be built .this machine has no cmake and no make"
+    ):
+        compile_model(job, toolchain, cache, Silent())
 
 
 def test_the_head_that_aborts_at_load_in_int8_is_found_and_cured_by_the_qtable_that_is_told(

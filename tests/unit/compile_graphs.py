@@ -167,6 +167,31 @@ def gqa_grouped() -> bytes:
     return g.model("y")
 
 
+def attention(rows: int = 32) -> bytes:
+    """A whole attention layer over its own rows, key heads repeated: chips that fuse it build a kernel."""
+    g = Sketch(x=(1, rows, 256))
+
+    def heads(name: str, count: int) -> str:
+        flat = g.node("MatMul", "x", g.weight(f"w{name}", 256, count * 64), to=f"{name}_flat")
+        shape = g.constant(f"{name}_heads", [1, rows, count, 64])
+        split = g.node("Reshape", flat, shape, to=f"{name}_split")
+        return g.node("Transpose", split, to=name, perm=[0, 2, 1, 3])
+
+    def repeated(name: str) -> str:
+        up = g.node("Unsqueeze", name, g.constant(f"{name}_axis", [2]), to=f"{name}_5d")
+        wide = g.node("Expand", up, g.constant(f"{name}_wide", [1, 2, 2, rows, 64]), to=f"{name}_all")
+        return g.node("Reshape", wide, g.constant(f"{name}_four", [1, 4, rows, 64]), to=f"{name}_rep")
+
+    q, k, v = heads("q", 4), repeated(heads("k", 2)), repeated(heads("v", 2))
+    scores = g.node("MatMul", q, g.node("Transpose", k, to="kt", perm=[0, 1, 3, 2]), to="raw")
+    scores = g.node("Mul", scores, g.constant("scale", 0.125), to="scores")
+    mixed = g.node("MatMul", g.node("Softmax", scores, to="p", axis=-1), v, to="mixed")
+    back = g.node("Transpose", mixed, to="back", perm=[0, 2, 1, 3])
+    flat = g.node("Reshape", back, g.constant("flat", [1, rows, 256]), to="joined")
+    g.node("MatMul", flat, g.weight("wo", 256, 256), to="y")
+    return g.model("y")
+
+
 def where_mask() -> bytes:
     """Scores hidden by a comparison that is made in the graph."""
     g = Sketch(scores=(1, 4, 8, 8), mask=(1, 1, 8, 8))

@@ -47,6 +47,14 @@ tpu_mlir/lib/libbackend_bm1684x2.so(+0x6d6b38) [0x7fdcc1cd6b38]
 tpu_mlir/bin/tpuc-opt(+0x15f76a4) [0x55a6a60f36a4]
 """
 KERNEL = "fattention block_m:32 block_n:64\nppl jit call failed! Error: block split failed!!!\n"
+NO_CMAKE = """fattention block_m:32, block_k:32, block_qh:8
+run ppl_jit failed with ret 0x7f00!
+ppl jit call failed!
+Error: block split failed!!!
+Can not open config file: No such file or directory, using default layer group config!
+ppl_compile/bin/ppl_jit.sh: 35: cmake: not found
+ppl_compile/bin/ppl_jit.sh: 36: make: not found
+"""
 MISSING = "error: could not open input file seg_1.mlir\n"
 SILENT = f"""The dir path of compiler_profile is "./"
 bmcpu init: skip cpu_user_defined
@@ -119,11 +127,12 @@ def test_the_marked_operator_wins_over_the_last_one():
         (CAST, -6, 'isa<To>(Val) && "cast<Ty>() argument of incompatible type!" does not hold'),
         (BACKEND, 255, "matrix_stride_move_gen_cmd: transpose == 0 does not hold (atomic_dma_gen_cmd.c)"),
         (KERNEL, 255, "a kernel could not be built (block split failed)"),
+        (NO_CMAKE, 255, "a kernel could not be built (this machine has no cmake and no make)"),
         (MISSING, 1, "could not open input file seg_1.mlir"),
         (SILENT, -11, "it said nothing and ended (killed by SIGSEGV)"),
         ("", 255, "it said nothing and ended (exit status 255)"),
     ],
-    ids=["assertion", "backend", "kernel", "error", "segfault", "silence"],
+    ids=["assertion", "backend", "kernel", "cmake", "error", "segfault", "silence"],
 )
 def test_the_tools_own_reason_is_quoted(output, status, reason):
     assert f"lowering: {reason}; the whole log: log.txt" in said(output, status)

@@ -49,7 +49,7 @@ class Compilation:
             for stage, command in self._stages():
                 ended = process.run(
                     [self.toolchain.tool("tpuc-opt"), *command],
-                    env=self.toolchain.environment(self.chip.name, folder),
+                    env=process.compiler_environment(self.toolchain, self.chip.name, folder),
                     cwd=folder,
                     log=folder / "log.txt",
                     beat=self.beat,
@@ -62,6 +62,7 @@ class Compilation:
             self._tidy(folder)
             manifest.write(folder, made)
             store.publish(folder, place, manifest.read)
+        shutil.rmtree(place.with_name(f"{place.name}.failed"), ignore_errors=True)
         found = artefact_in(place, self.chip, self.job.name)
         if found is None:
             raise CandidateError(f"{self._where}: {place} was taken away while it was made; try again")

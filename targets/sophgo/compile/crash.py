@@ -26,7 +26,7 @@ _ASSERT_INFO = re.compile(r"ASSERT INFO:\s*(.+)")
 _C_ASSERT = re.compile(r"Assertion [`\"](.+?)['\"] failed")
 _BACKEND = re.compile(r"ERROR: ASSERT \S*?(\w+\.c): (\w+): \d+: (.+)")
 _MLIR_ERROR = re.compile(r"error: (.+)")
-_KERNEL = re.compile(r"ppl jit call failed! Error: (.+?)!*$")
+_KERNEL = re.compile(r"ppl jit call failed!\s*Error: (.+?)!*$", re.MULTILINE)
 _OPERATOR = re.compile(r'^(->\s*)?%\S+ = "(\w+\.\w+)"\(.*loc\("((?:[^"\\]|\\.)*)"\)')
 _NODE = re.compile(r"^PARITY-NODE (\{.*\})$", re.MULTILINE)
 #: The last lines before the end, in which an operator is looked for.
@@ -86,7 +86,9 @@ def reason(lines: Sequence[str]) -> str:
     """The tool's own reason among the lines of a log, without paths of the machine that built it."""
     text = "\n".join(lines)
     if found := _KERNEL.search(text):
-        return f"a kernel could not be built ({found[1]})"
+        lacking = re.findall(r"(\w[\w+.-]*): (?:command )?not found", text)
+        told = f"this machine has no {' and no '.join(lacking)}" if lacking else found[1]
+        return f"a kernel could not be built ({told})"
     if found := _UNREACHABLE.search(text):
         before = text[: found.start()].rstrip().rpartition("\n")[2]
         said = "" if before.startswith(("%", "[", "$", "->")) else f"{before.rstrip('.!')}, "

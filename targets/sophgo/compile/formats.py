@@ -58,7 +58,7 @@ def effective(tpu: Graph, top: Graph, chip: Chip, mode: Mode, qtable: Mapping[st
             op.name,
             op.kind,
             op.formats[0].name,
-            "asked for by the qtable" if op.name in qtable else _why(mode),
+            "asked for by the qtable" if op.name in qtable else "kept so by the compiler",
         )
         for op in ops
         if op.formats[0].name not in wanted
@@ -71,10 +71,6 @@ def _names_of(mode: Mode) -> tuple[str, ...]:
     return (
         ("int8", "uint8", "int16", "int32") if mode.calibrated else (mode.format, "int32", "uint16", "int16")
     )
-
-
-def _why(mode: Mode) -> str:
-    return f"the chip has no {mode.format} for it"
 
 
 def _computing(graph: Graph) -> Iterable[Op]:
@@ -113,7 +109,7 @@ def _check_weights(ops: list[Op], top: Graph, mode: Mode, qtable: Mapping[str, s
         remedy = (
             "choose a group size that divides their inputs, or keep them by a qtable"
             if mode.weight_bits
-            else "the chip has no int8 for them as they are; if that is meant, say so by a qtable"
+            else "if that is meant, say so by a qtable"
         )
         raise CandidateError(
             f"mode={mode.name}: the compiler left the weights of {_listed(left)} in "

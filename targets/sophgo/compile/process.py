@@ -84,6 +84,17 @@ def worker_environment(toolchain: Toolchain, workdir: Path) -> dict[str, str]:
     }
 
 
+def compiler_environment(toolchain: Toolchain, chip: str, workdir: Path) -> dict[str, str]:
+    """The environment of `tpuc-opt` at work in `workdir`.
+
+    For fused attention it builds a kernel with cmake; the scripts for that are looked for below the one
+    variable, the work folder is read from the other, and without them it dies of a null string.
+    """
+    kernels = toolchain.package / "cross_toolchains" / "ppl_compile" / "deps"
+    own = {"PPL_RUNTIME_PATH": str(kernels), "PWD": str(workdir)}
+    return {**toolchain.environment(chip, workdir), **own}
+
+
 def ending(status: int) -> str:
     """An exit status in words."""
     if status >= 0:
