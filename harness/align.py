@@ -8,6 +8,7 @@ made it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -34,18 +35,18 @@ class Aligner:
 
     def aligned(self, tap: str) -> Iterator[Series | Pair]:
         """All pairs of one tap, by step: one series where the tap is regular."""
-        expected, actual = self._records(tap)
-        series = None if self._declares(tap) else series_of(tap, expected, actual)
+        series = None if self._transformed(tap) else series_of(tap, *self._records(tap))
         if series is None:
             yield from self.pairs(tap)
-        else:
+        elif series.by_position:
             yield series
+        else:
+            yield replace(series, rule=series.rule + self._said(tap))
 
     def pairs(self, tap: str) -> Iterator[Pair]:
         """All pairs of one tap, by step, each on its own."""
         expected, actual = self._records(tap)
-        transformed = self._mapping is not None and actual and self._mapping.transformed(self._names[tap])
-        if expected and actual and not transformed and all(map(positional, (*expected, *actual))):
+        if expected and actual and not self._transformed(tap) and all(map(positional, (*expected, *actual))):
             yield from self._by_position(tap, expected, actual)
         else:
             yield from self._by_call(tap, expected, actual)
@@ -55,9 +56,15 @@ class Aligner:
         actual = self._candidate.records(self._names[tap]) if tap in self._names else ()
         return expected, actual
 
-    def _declares(self, tap: str) -> bool:
-        """Whether the user's map says something of a tap."""
-        return self._mapping is not None and tap in self._names and bool(self._mapping.rule(self._names[tap]))
+    def _transformed(self, tap: str) -> bool:
+        """Whether the user's map changes the arrays of a tap."""
+        names, mapping = self._names, self._mapping
+        return mapping is not None and tap in names and mapping.transformed(names[tap])
+
+    def _said(self, tap: str) -> str:
+        """What the user's map says of a tap, as the end of a rule."""
+        rule = self._mapping.rule(self._names[tap]) if self._mapping is not None else ""
+        return f"; {rule}" if rule else ""
 
     def _by_call(self, tap: str, expected: Sequence[Record], actual: Sequence[Record]) -> Iterator[Pair]:
         rest: dict[tuple[int, int], list[Record]] = {}
@@ -80,12 +87,10 @@ class Aligner:
         """Apply the transform that the user declared for this tap, if there is one."""
         if self._mapping is None or pair.candidate is None or pair.reference is None:
             return pair
-        name = self._names[pair.tap]
-        rule = self._mapping.rule(name)
-        pair.rule += f"; {rule}" if rule else ""
-        if self._mapping.transformed(name):
+        pair.rule += self._said(pair.tap)
+        if self._transformed(pair.tap):
             pair.problem = ""
-            pair.actual = self._mapping.apply(name, pair.candidate.read())
+            pair.actual = self._mapping.apply(self._names[pair.tap], pair.candidate.read())
             pair.expected = pair.reference.read()
         return pair
 

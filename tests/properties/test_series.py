@@ -19,6 +19,7 @@ from parity.harness.compare import compare_runs, floors_from
 from parity.harness.comparison import Comparison, Side
 from parity.harness.errors import UserError
 from parity.harness.judge import Floor, judge_bound, settled
+from parity.harness.mapping import TapMap
 from parity.harness.metrics import Kind, Survey, measure
 from parity.harness.metrics.many import survey
 from parity.harness.metrics.setup import SUMS, setup
@@ -151,6 +152,20 @@ def test_a_series_holds_the_pairs_that_alignment_makes(drawn: list[dict[str, Any
                     assert [str(first.pair(i)) for i in range(len(first))] == list(
                         map(str, aligner.pairs(tap))
                     )
+
+
+def test_a_renamed_tap_is_a_series_whose_rule_says_so(tmp_path: Path) -> None:
+    plain = {"axes": "b t d", "shape": (2, 3, 40), "dtype": np.dtype("float32"), "seed": 0}
+    taps = [{**plain, "positions": False, "spoils": ["none"] * 6}]
+    runs = written(tmp_path / "t.h5", taps)
+    own = MemoryRun("torch", provenance=dict(CASE), complete=True)
+    for _, values, keys in records(taps, spoiled=False):
+        own.record("mine0", values, **keys)
+    aligner = Aligner(own, runs[1], mapping=TapMap("m.toml", {"tap*": "mine*"}))
+    (series,) = aligner.aligned("mine0")
+    assert isinstance(series, Series)
+    assert "renamed from tap0" in series.rule
+    assert [str(series.pair(i)) for i in range(6)] == list(map(str, aligner.pairs("mine0")))
 
 
 def test_an_ordinary_tap_is_a_series(tmp_path: Path) -> None:
