@@ -130,9 +130,10 @@ def test_the_marked_operator_wins_over_the_last_one():
         (NO_CMAKE, 255, "a kernel could not be built (this machine has no cmake and no make)"),
         (MISSING, 1, "could not open input file seg_1.mlir"),
         (SILENT, -11, "it said nothing and ended (killed by SIGSEGV)"),
+        ("", -9, "it was killed from outside, as happens where memory runs out"),
         ("", 255, "it said nothing and ended (exit status 255)"),
     ],
-    ids=["assertion", "backend", "kernel", "cmake", "error", "segfault", "silence"],
+    ids=["assertion", "backend", "kernel", "cmake", "error", "segfault", "killed", "silence"],
 )
 def test_the_tools_own_reason_is_quoted(output, status, reason):
     assert f"lowering: {reason}; the whole log: log.txt" in said(output, status)

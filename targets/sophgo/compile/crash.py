@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,8 @@ def _file(path: str) -> str:
 
 
 def _last_words(ended: Ended) -> str:
+    if ended.status == -signal.SIGKILL:
+        return "it was killed from outside, as happens where memory runs out"
     return f"it said nothing and ended ({ending(ended.status)})"
 
 
