@@ -8,13 +8,12 @@ made it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from .gather import congruent, gathered, repeated
-from .pairs import Pair
-from .series import Series, series_of
+from .pairs import Pair, Rows
+from .series import Series, all_positional, by_call, by_position, parts_of
 from .values import TapRows, positional
 
 if TYPE_CHECKING:
@@ -34,20 +33,26 @@ class Aligner:
         self._policy = reference.provenance.get("policy", "none") != "none"
 
     def aligned(self, tap: str) -> Iterator[Series | Pair]:
-        """All pairs of one tap, by step: one series where the tap is regular."""
-        series = None if self._transformed(tap) else series_of(tap, *self._records(tap))
-        if series is None:
+        """All pairs of one tap, by step: in series where both sides are regular and the records small."""
+        expected, actual = self._records(tap)
+        parts = [] if self._transformed(tap) else parts_of(expected, actual)
+        if not parts:
             yield from self.pairs(tap)
-        elif series.by_position:
-            yield series
+        elif all_positional(parts):
+            rows = TapRows(expected, self._resets)
+            for part in parts:
+                series = by_position(tap, part)
+                yield from series.measured() if series else self._by_step(tap, *part, rows)
         else:
-            yield replace(series, rule=series.rule + self._said(tap))
+            for part in parts:
+                series = by_call(tap, part, self._said(tap))
+                yield from series.measured() if series else self._by_call(tap, *part)
 
     def pairs(self, tap: str) -> Iterator[Pair]:
         """All pairs of one tap, by step, each on its own."""
         expected, actual = self._records(tap)
         if expected and actual and not self._transformed(tap) and all(map(positional, (*expected, *actual))):
-            yield from self._by_position(tap, expected, actual)
+            yield from self._by_step(tap, expected, actual, TapRows(expected, self._resets))
         else:
             yield from self._by_call(tap, expected, actual)
 
@@ -94,10 +99,10 @@ class Aligner:
             pair.expected = pair.reference.read()
         return pair
 
-    def _by_position(self, tap: str, expected: Sequence[Record], actual: Sequence[Record]) -> Iterator[Pair]:
-        rows = TapRows(expected, self._resets)
-        groups = _by_step(actual)
-        first = _by_step(expected)
+    def _by_step(
+        self, tap: str, expected: Sequence[Record], actual: Sequence[Record], rows: Rows
+    ) -> Iterator[Pair]:
+        groups, first = _grouped(actual), _grouped(expected)
         for step in sorted(groups.keys() | first.keys()):
             own, theirs = groups.get(step, []), first.get(step, [])
             tokens = "t" in rows.axes.split()
@@ -118,7 +123,7 @@ class Aligner:
                 yield gathered(tap, step, own, theirs, rows, whole=whole)
 
 
-def _by_step(records: Iterable[Record]) -> dict[int, list[Record]]:
+def _grouped(records: Iterable[Record]) -> dict[int, list[Record]]:
     groups: dict[int, list[Record]] = {}
     for record in records:
         groups.setdefault(record.step, []).append(record)

@@ -1,23 +1,27 @@
-"""A tap whose records answer each other one for one: many pairs that differ in step and call alone."""
+"""Taps whose records answer each other one for one: many pairs that differ in step and call alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .gather import congruent, repeated
 from .pairs import Pair
-from .trace import Records, alike, column
+from .trace import Records, changes, column
 from .values import token_axis
 
 if TYPE_CHECKING:
     from .trace import Record
 
-#: Elements of a record up to which it is measured in a series.
+#: Elements of a record up to which it is measured together with others.
 SMALL = 16 * 1024
+
+Part = tuple[Sequence[Any], Sequence[Any]]
+"""Records of the reference that are alike, and as many of the candidate, alike too, that answer them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +62,63 @@ class Series:
         call, positions = (0, two.positions) if self.by_position else (one.call, None)
         return Pair(self.tap, one.step, call, self.rule, one, two, positions=positions, axes=self.axes)
 
+    def measured(self) -> Iterator[Series | Pair]:
+        """As it is measured: together where the records are short and no logits, else pair by pair."""
+        one, two = self.references[0], self.candidates[0]
+        special = self.axes.endswith("v") or "complex" in one.dtype + two.dtype
+        if 0 < one.size <= SMALL and not special:
+            yield self
+        else:
+            yield from map(self.pair, range(len(self)))
 
-def series_of(tap: str, expected: Sequence[Any], actual: Sequence[Any]) -> Series | None:
-    """All pairs of a tap as one series, by the rules of `Aligner`; None where the tap is not as regular."""
-    if not _regular(expected, actual):
-        return None
-    one, two = expected[0], actual[0]
+
+def parts_of(expected: Sequence[Any], actual: Sequence[Any]) -> list[Part]:
+    """A tap cut where records change shape or format: a prefill, then the steps after it.
+
+    None where they do not answer each other in order, each step and call once, where positions go over
+    several calls of a step, or where records change so often that cutting is not worth while.
+    """
+    size = len(expected)
+    if not 0 < size == len(actual):
+        return []
     steps, calls = column(expected, "step"), column(expected, "call")
-    rising = bool((np.diff(steps) > 0).all())
-    if _positional(expected) and _positional(actual):
-        same = rising and one.axes == two.axes and _same_positions(expected, actual)
-        rule = "tap, step, call; same positions"
-        return Series(tap, rule, one.axes, expected, actual, True) if same else None
-    unique = rising or len(set(zip(steps.tolist(), calls.tolist(), strict=True))) == len(expected)
-    same = unique and (one.axes == two.axes or not one.axes or not two.axes)
-    return Series(tap, "tap, step, call", one.axes, expected, actual, False) if same else None
+    if not np.array_equal(steps, column(actual, "step")) or not np.array_equal(calls, column(actual, "call")):
+        return []
+    if not _rising(steps) and len(set(zip(steps.tolist(), calls.tolist(), strict=True))) < size:
+        return []
+    cuts = sorted({0, size, *changes(expected), *changes(actual)})
+    if len(cuts) - 2 > size // 4:
+        return []
+    parts = [(expected[start:stop], actual[start:stop]) for start, stop in pairwise(cuts)]
+    return parts if _rising(steps) or not all_positional(parts) else []
 
 
-def _regular(expected: Sequence[Any], actual: Sequence[Any]) -> bool:
-    """Whether as many records of one small shape answer each other, step by step, in the same order."""
-    if not len(expected) == len(actual) > 0 or not alike(expected) or not alike(actual):
-        return False
+def all_positional(parts: Sequence[Part]) -> bool:
+    """Whether every record can be aligned by absolute position."""
+    return all(_positional(side) for part in parts for side in part)
+
+
+def by_position(tap: str, part: Part) -> Series | None:
+    """A part whose records lie at the same positions on both sides; None where rows must be put in order."""
+    expected, actual = part
     one, two = expected[0], actual[0]
-    if tuple(one.shape) != tuple(two.shape) or not 0 < one.size <= SMALL:
-        return False
-    if one.axes.endswith("v") or "complex" in one.dtype + two.dtype:
-        return False
-    return all(np.array_equal(column(expected, name), column(actual, name)) for name in ("step", "call"))
+    if one.shape != two.shape or one.axes != two.axes or not _same_positions(expected, actual):
+        return None
+    return Series(tap, "tap, step, call; same positions", one.axes, expected, actual, True)
+
+
+def by_call(tap: str, part: Part, said: str) -> Series | None:
+    """A part aligned by step and call, with what a map says of the tap; None where the two sides differ."""
+    expected, actual = part
+    one, two = expected[0], actual[0]
+    other_axes = one.axes and two.axes and one.axes != two.axes
+    if tuple(one.shape) != tuple(two.shape) or other_axes:
+        return None
+    return Series(tap, "tap, step, call" + said, one.axes, expected, actual, False)
+
+
+def _rising(steps: np.ndarray) -> bool:
+    return bool((np.diff(steps) > 0).all())
 
 
 def _positional(records: Sequence[Any]) -> bool:

@@ -8,7 +8,7 @@ from .reader import Run as Run
 from .reader import Trace as Trace
 from .record import Record as Record
 from .records import Records as Records
-from .records import alike as alike
+from .records import changes as changes
 from .records import column as column
 from .repair import Repaired as Repaired
 from .repair import repair as repair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -48,11 +49,6 @@ class Records(Sequence[Record]):
         return iter(self._made)
 
     @property
-    def alike(self) -> bool:
-        """Whether all are of one tap, dtype, shape and axes."""
-        return self._kinds.count(self._kinds[0]) == len(self)
-
-    @property
     def ranges(self) -> Column | None:
         """Positions `[N, 3]` as kind, first and number, where every record has a range of them."""
         kinds = self.rows["position_kind"]
@@ -66,13 +62,14 @@ class Records(Sequence[Record]):
         return Records(self.run, self.orders[:1])._made[0]
 
     @cached_property
-    def _kinds(self) -> list[bytes]:
+    def kinds(self) -> list[bytes]:
+        """Tap, dtype, shape and axes of each in one word, to be compared."""
         return index.kinds(self.rows)
 
     @cached_property
     def _made(self) -> list[Record]:
-        known = {kind: self._known(kind) for kind in set(self._kinds)}
-        columns = self.orders.tolist(), self.rows["step"].tolist(), self.rows["call"].tolist(), self._kinds
+        known = {kind: self._known(kind) for kind in set(self.kinds)}
+        columns = self.orders.tolist(), self.rows["step"].tolist(), self.rows["call"].tolist(), self.kinds
         return [
             Record(self.run, order, step, call, *known[kind])
             for order, step, call, kind in zip(*columns, strict=True)
@@ -93,8 +90,12 @@ def column(records: Sequence[Any], name: str) -> Column:
     return records.orders if name == "order" else records.rows[name].astype(np.int64)
 
 
-def alike(records: Sequence[Any]) -> bool:
-    """Whether all have one dtype, shape and axes; there is at least one."""
+def changes(records: Sequence[Any]) -> list[int]:
+    """Places where a record has another dtype, shape or axes than the one before."""
     if isinstance(records, Records):
-        return records.alike
-    return len({(record.dtype, tuple(record.shape), record.axes) for record in records}) == 1
+        kinds: list[Any] = records.kinds
+    else:
+        kinds = [(record.dtype, tuple(record.shape), record.axes) for record in records]
+    if kinds.count(kinds[0]) == len(kinds):
+        return []
+    return [place for place, (before, kind) in enumerate(pairwise(kinds), 1) if before != kind]
