@@ -30,6 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compiling import compile_order as compile_order
     from .driver import run as run
     from .harness.comparison import Comparison as Comparison
     from .harness.comparison import Result as Result
@@ -58,6 +59,7 @@ _NAMES = {
     "prefill": ".stages",
     "export": ".stages",
     "import_dump": ".importing",
+    "compile_order": ".compiling",
     "Comparison": ".harness.comparison",
     "Result": ".harness.comparison",
     "ParityError": ".harness.errors",
