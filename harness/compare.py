@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .align import Aligner, matches
 from .comparison import Comparison, Finding, Row, Side
+from .errors import did_you_mean
 from .explain import causes_of
 from .facing import facing
 from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
 from .measuring import Asked, in_batches, measure_all
 from .metrics import Survey
+from .outputs import is_output
 from .parted import leave_out_after_parting
 from .progress import Progress, Silent
 from .refuse import refuse_unlike
@@ -71,11 +73,11 @@ def compare_runs(
         records=tuple(rows),
         coverage=coverage_of(rows),
         tokens=tokens_of(reference, candidate, free=replay == "free"),
-        findings=(*findings, *_notes(rules, maker.aligner.order, candidate, taps, mapping)),
+        findings=(*findings, *_notes(rules, maker, candidate, taps, mapping)),
         rules=maker.fired,
         tolerance=rules.tolerance.name,
         replay=replay,
-        inconclusive=_inconclusive(rows, reference, candidate),
+        inconclusive=_inconclusive(rows, maker.wiring, reference, candidate, taps),
         unsound=unsound,
     )
     comparison = replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
@@ -114,18 +116,15 @@ def floors_from(reference: Run, others: Iterable[Run]) -> dict[str, Floor]:
 
 
 def _notes(
-    rules: Rules, known: Sequence[str], candidate: Run, taps: Sequence[str], mapping: TapMap | None
+    rules: Rules, maker: RowMaker, candidate: Run, taps: Sequence[str], mapping: TapMap | None
 ) -> list[Finding]:
     """What a reader must know besides the rows."""
+    known = maker.aligner.order
     notes = [
         Finding("warning", f"tolerance override taps={glob!r} matched no tap")
         for glob in rules.tolerance.unmatched(known)
     ]
-    notes += [
-        Finding("warning", f"taps={glob!r} matched no tap")
-        for glob in taps
-        if not any(matches(t, [glob]) for t in known)
-    ]
+    notes += _left_out(known, taps, str(maker.wiring.get("output", "")))
     notes += [Finding("note", text) for text in candidate.provenance.get("substitutions", ())]
     notes += [Finding("warning", text) for text in candidate.provenance.get("warnings", ())]
     if mapping is not None:
@@ -134,14 +133,53 @@ def _notes(
     return notes
 
 
-def _inconclusive(rows: Sequence[Row], reference: Run, candidate: Run) -> str:
+def _left_out(known: Sequence[str], taps: Sequence[str], output: str) -> list[Finding]:
+    """What a filter keeps out of the comparison, and filters that match nothing."""
+    if not taps:
+        return []
+    notes = [
+        Finding("warning", f"taps={glob!r} matched no tap. {did_you_mean(glob, known)}")
+        for glob in taps
+        if not any(matches(tap, [glob]) for tap in known)
+    ]
+    left = [tap for tap in known if not matches(tap, taps)]
+    if left:
+        last = any(tap == output or is_output(tap) for tap in left)
+        told = f"the filter taps={list(taps)} leaves out {len(left)} of {len(known)} taps"
+        notes.append(Finding("warning", told + (", what the model returns among them" if last else "")))
+    return notes
+
+
+def _inconclusive(
+    rows: Sequence[Row], wiring: Mapping[str, Any], reference: Run, candidate: Run, taps: Sequence[str]
+) -> str:
     """Why nothing can be concluded; empty when something can."""
-    if not any(row.metrics is not None and row.metrics.count for row in rows):
-        return "nothing was compared: the two runs have no record in common"
+    compared = {row.tap for row in rows if row.metrics is not None and row.metrics.count}
+    if not compared:
+        return f"nothing was compared: {_why_nothing(rows, taps)}"
+    if wiring and not compared & _computed(wiring):
+        return f"only what both runs are fed was compared ({', '.join(sorted(compared))}): that agrees always"
     for side, run in (("reference", reference), ("candidate", candidate)):
         if not run.complete:
             return f"the {side} run is incomplete: it was interrupted while recording"
     return ""
+
+
+def _why_nothing(rows: Sequence[Row], taps: Sequence[str]) -> str:
+    if not rows and taps:
+        return f"no tap matches {', '.join(map(repr, taps))}"
+    if any(row.status == "shape" for row in rows):
+        return "the records that answer each other have other shapes"
+    if any(row.reason.startswith("empty") for row in rows):
+        return "the records hold no values"
+    return "the two runs have no record in common"
+
+
+def _computed(wiring: Mapping[str, Any]) -> set[str]:
+    """Taps that segments compute, and the caches that they fill."""
+    segments, caches = wiring.get("segments", ()), wiring.get("caches", ())
+    made = {port["value"] for segment in segments for port in segment["outputs"]}
+    return made | {tap for segment in segments for tap in segment["taps"]} | {row["cache"] for row in caches}
 
 
 def _unsound(rows: Sequence[Row]) -> str:

@@ -55,6 +55,11 @@ class Row:
     logits: LogitMetrics | None = None
 
     @property
+    def inherited(self) -> float | None:
+        """`error`, by the name that it has beside `local`."""
+        return self.error
+
+    @property
     def failing(self) -> bool:
         """Whether this record alone makes the comparison a divergence."""
         return self.status in FAILING
@@ -69,6 +74,7 @@ class First:
     slice: str
     claim: str
     before: str = ""
+    call: int = 0
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def first_of(comparison: Comparison) -> First | None:
         row.slice or row.reason,
         claim,
         f"{before.tap} at step {before.step}" if before else "",
+        row.call,
     )
 
 

@@ -46,9 +46,10 @@ class Rules:
     floors: Mapping[str, Floor]
 
     def of(self, tap: str, expected: str, actual: str) -> Rule:
-        """What holds for the records of a tap in these number formats."""
+        """What holds for the records of a tap in these number formats; whole numbers have no noise."""
         bound = self.tolerance.bound(tap, expected, actual)
-        floor = None if self.tolerance.overrides(tap) else self.floors.get(tap)
+        whole = not any(kind in expected for kind in ("float", "complex"))
+        floor = None if whole or self.tolerance.overrides(tap) else self.floors.get(tap)
         asked = Asked(bound.atol, bound.rtol, rows=floor is not None)
         return Rule(bound, floor, self.tolerance.allows_nonfinite(tap), asked)
 

@@ -24,6 +24,8 @@ GAP = 4.0
 """Indices are named when their errors stand above all others by this factor; noise spreads less."""
 DEPTH = 1e-3
 """Errors below this share of the worst index's count as equally small."""
+WRONG_TOO = 0.01
+"""Indices off by more than this share of the worst are wrong as well."""
 QUIET = 0.1
 """Errors are weighed against the RMS of their slice, at least against this share of the tensor's."""
 MAX_RUNS = 4
@@ -46,11 +48,13 @@ def worst_slice(
     sequences = hits.get("b")
     sequence = int(sequences[0]) if sequences is not None and sequences.size == 1 else None
     parts = [
-        _words(name, names.index(name), hit, positions, sequence) for name, hit in hits.items() if name != "b"
+        _mostly(metrics, names, name, hit) + _words(name, names.index(name), hit, positions, sequence)
+        for name, hit in hits.items()
+        if name != "b"
     ]
     if sequences is None:
         return ", ".join(parts) or "everywhere"
-    where = _words("b", names.index("b"), sequences, None, None)
+    where = _mostly(metrics, names, "b", sequences) + _words("b", names.index("b"), sequences, None, None)
     return f"{', '.join(parts)} of {where}" if parts else where
 
 
@@ -64,6 +68,16 @@ def _hits(metrics: Metrics, names: tuple[str, ...]) -> dict[str, Array]:
         if hit.size:
             found[names[metrics.plan.axes.index(key)]] = hit
     return found
+
+
+def _mostly(metrics: Metrics, names: tuple[str, ...], name: str, hit: Array) -> str:
+    """"mostly " where other indices of the axis are off as well, less but by more than noise beside a fault."""
+    if not metrics.profiles or metrics.nan_mismatch or metrics.inf_mismatch:
+        return ""
+    values = _weighed(metrics.profiles[metrics.plan.axes[names.index(name)]], metrics.rms_expected)
+    others = np.ones(values.size, bool)
+    others[hit] = False
+    return "mostly " if values[others].max(initial=0.0) > WRONG_TOO * values.max() else ""
 
 
 def _weighed(profile: SliceProfile, whole: float) -> Array:

@@ -95,7 +95,8 @@ def first_row(comparison: Comparison) -> Row | None:
 def first_place(comparison: Comparison) -> str:
     """Where the candidate first departs; empty when it does not."""
     if comparison.first is not None:
-        return place(comparison.first.tap, comparison.first.step, comparison.first.slice)
+        first = comparison.first
+        return place(first.tap, first.step, first.slice, call=first.call)
     row = first_row(comparison)
     return row_place(row) if row else ""
 

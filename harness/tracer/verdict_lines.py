@@ -89,7 +89,9 @@ def _conclusion(comparison: Comparison) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in sorted(comparison.counts.items()))
     line = f"{comparison.label}: {comparison.verdict} ({counts or 'no records'})"
     if comparison.first is not None:
-        line += f"; first divergence: {comparison.first.tap} at step {comparison.first.step}"
+        first = comparison.first
+        line += f"; first divergence: {first.tap} at step {first.step}"
+        line += f", call {first.call}" if first.call else ""
     return f"{line}; {comparison.inconclusive}" if comparison.inconclusive else line
 
 

@@ -103,7 +103,8 @@ def _findings(comparison: Comparison) -> Iterator[str]:
         yield f"  {reason}"
     if comparison.first:
         first = comparison.first
-        place = f"{first.tap} at step {first.step}, {first.slice or 'everywhere'}"
+        call = f", call {first.call}" if first.call else ""
+        place = f"{first.tap} at step {first.step}{call}, {first.slice or 'everywhere'}"
         yield f"  first divergence: {place}; {first.claim}"
     for culprit in comparison.culprits:
         place = f"{culprit.tap} at step {culprit.step}, segment {culprit.segment}"

@@ -52,6 +52,13 @@ def test_no_error_has_no_place() -> None:
     assert worst_slice(measure(E, E, axes="b h p d")) == ""
 
 
+def test_indices_that_are_off_too_are_not_passed_over_in_silence() -> None:
+    """One row at 5, the others at 0.3: all are wrong, and the words must not acquit them."""
+    expected = np.ones((3, 8), np.float32)
+    actual = expected + np.array([[5.0], [0.3], [0.3]], np.float32)
+    assert worst_slice(measure(actual, expected, axes="t d")) == "mostly token 0"
+
+
 def test_tokens_are_named_by_absolute_position() -> None:
     place = np.s_[0, :, 2]
     positions = np.stack([np.arange(10, 522), np.arange(512)])
