@@ -14,6 +14,7 @@ from parity.harness.segmented import Recorded
 from parity.harness.target import Facts, Options, Session, Unobserved
 from parity.harness.values import Values
 
+from . import shipped_rope
 from .foreign import Foreign
 from .lone import lone_session
 from .pins import Pin
@@ -59,10 +60,14 @@ def _folder_session(case: Case, folder: Path, runtime: Runtime, reference: Value
     inner = any(found.inner for found in names.values())
     executor = FileExecutor(wiring, files, names, runtime, tap_axes(case) if inner else {})
     ordered = [name for name, found in names.items() if found.ordered]
+    said = [f"outputs of {', '.join(ordered)} taken in their declared order"] if ordered else []
+    rope = _rope(folder, wiring)
+    if rope is None:
+        said.append(f"{folder.name} holds no {shipped_rope.NAME}: rotary rows are the checkpoint's own")
     facts = Facts(
         dtype="float32",
         layout="window" if case.scenario.policy.window else "static",
-        substitutions=(f"outputs of {', '.join(ordered)} taken in their declared order",) if ordered else (),
+        substitutions=tuple(said),
         unobserved=_hidden(wiring, names),
         details={
             **runtime.facts(),
@@ -73,7 +78,14 @@ def _folder_session(case: Case, folder: Path, runtime: Runtime, reference: Value
             "ignored_outputs": {name: list(n.ignored) for name, n in names.items() if n.ignored},
         },
     )
-    return assemble(case, wiring, executor, rows, facts, reference, static=static)
+    return assemble(case, wiring, executor, rows, facts, reference, static=static, rope=rope)
+
+
+def _rope(folder: Path, wiring: Wiring) -> shipped_rope.ShippedRope | None:
+    """The folder's own rotary table, if there is one."""
+    path = folder / shipped_rope.NAME
+    sizes = [port.shape[-1] for s in wiring.segments for port in s.inputs if port.value == "rope"]
+    return shipped_rope.ShippedRope(path, int(sizes[0])) if path.exists() and sizes else None
 
 
 def _files(folder: Path, wiring: Wiring) -> dict[str, Foreign]:

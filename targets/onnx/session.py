@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from parity.harness.case import Case, Step, Wiring, plan
-from parity.harness.segmented import Executor, SegmentedSession
+from parity.harness.segmented import Executor, Rope, SegmentedSession
 from parity.harness.target import Facts, Session, Unobserved
 from parity.harness.values import Values, records_of
 
@@ -48,14 +48,18 @@ def assemble(
     reference: Values | None,
     *,
     static: bool = True,
+    rope: Rope | None = None,
 ) -> Session:
-    """The session over segments, its prompt prefilled on the host where the layout says so."""
+    """The session over segments, its prompt prefilled on the host where the layout says so.
+
+    `rope` gives the rotary rows; None: the case's own table does.
+    """
     cache = WindowCache(case.scenario.batch, rows.rows, static=static)
     inner = SegmentedSession(
         wiring=wiring,
         executor=executor,
         cache=cache,
-        rope=RopeTable(case, torch.float32),
+        rope=rope or RopeTable(case, torch.float32),
         facts=facts,
         window=case.scenario.policy.window,
     )

@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import parity
 from parity.targets import prefilled
 from parity.targets.onnx import build
 from parity.targets.prefilled_files import Prefilled
@@ -130,3 +131,20 @@ def test_a_fault_in_shipped_cache_files_is_located(
     assert comparison.first is not None
     assert (comparison.first.tap, comparison.first.step) == (tap, 1)
     assert comparison.culprits[0].tap == tap
+
+
+@pytest.mark.parametrize("change", [lambda rope: rope * 0, lambda rope: np.roll(rope, 1, axis=2)])
+def test_a_wrong_rotary_table_beside_exported_segments_is_located(
+    change: Callable[[np.ndarray], np.ndarray], hold: Any, tmp_path: Path
+) -> None:
+    """The board reads it from that file; rows from the checkpoint would cover for it."""
+    folder = tmp_path / "exported"
+    parity.export(folder, model="klm-tiny", weights="random:0")
+    with np.load(folder / "rope.npz") as file:
+        rope = file["rope"]
+    assert hold(f"onnx:{folder}", scenario="default", steps=2).verdict == "parity"
+    np.savez(folder / "rope.npz", rope=change(rope))
+    comparison = hold(f"onnx:{folder}", scenario="default", steps=2)
+    assert comparison.verdict == "divergence"
+    assert comparison.first is not None
+    assert comparison.first.tap == "rope"

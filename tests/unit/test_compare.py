@@ -112,7 +112,8 @@ def test_taps_that_match_nothing_leave_the_result_open_and_warn() -> None:
 
 
 #: a is fed, b and c are computed.
-WIRING = {"segments": [{"name": "s", "outputs": [{"value": "c"}], "taps": ["b"]}], "caches": [], "output": "c"}
+SEGMENT = {"name": "s", "outputs": [{"value": "c"}], "taps": ["b"]}
+WIRING = {"segments": [SEGMENT], "caches": [], "output": "c"}
 
 
 def test_a_filter_says_what_it_leaves_out() -> None:
