@@ -6,9 +6,11 @@ same path is called first with the same inputs. Its outputs are what it makes of
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,10 +66,10 @@ class Isolation:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = self._calls[path]
             self._calls[path] += 1
-            given, named = (_adapted(value, kind, device) for value in (args, kwargs))
             try:
+                given, named = _adapted((args, kwargs), kind, device)
                 value = other(*given, **named)
-            except Exception as error:  # another signature, another shape: told, and not isolated
+            except Exception as error:  # other signature or shape, cannot be copied: told, and not isolated
                 self.refused.setdefault(path, f"{type(error).__name__}: {error}".splitlines()[0][:200])
                 return
             for suffix, tensor in tensors_of(value):
@@ -77,15 +79,34 @@ class Isolation:
 
 
 def _adapted(value: Any, kind: torch.dtype | None, device: torch.device | None) -> Any:
-    """Copies, in the port's floating type and on its device."""
-    if isinstance(value, Tensor):
-        wanted = kind if kind is not None and value.is_floating_point() else value.dtype
-        return value.to(device=device, dtype=wanted, copy=True)
-    if isinstance(value, dict):
-        return {key: _adapted(item, kind, device) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_adapted(item, kind, device) for item in value)
-    return value
+    """A deep copy, its tensors in the port's floating type and on its device.
+
+    What a call writes to (a cache that grows) must not be what the reference goes on with.
+    """
+    made: dict[int, Any] = {}
+    for tensor in _held(value):
+        wanted = kind if kind is not None and tensor.is_floating_point() else tensor.dtype
+        made[id(tensor)] = tensor.to(device=device, dtype=wanted, copy=True)
+    return copy.deepcopy(value, made)
+
+
+def _held(value: Any) -> Iterator[Tensor]:
+    """Each tensor that a value holds once: in containers and in attributes of objects, modules left out."""
+    seen: dict[int, Any] = {}
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen or isinstance(item, (type, FunctionType, ModuleType, nn.Module)):
+            continue
+        seen[id(item)] = item
+        if isinstance(item, Tensor):
+            yield item
+            continue
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, (list, tuple, set)):
+            waiting += item
+        waiting += vars(item).values() if hasattr(item, "__dict__") else ()
 
 
 def tensors_of(value: Any, suffix: str = "") -> Iterator[tuple[str, Tensor]]:

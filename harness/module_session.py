@@ -202,13 +202,23 @@ class ModuleSession:
         return Returned(found, random)
 
     def _isolate(self, original: Original, sink: Sink, step: int) -> None:
-        isolation = Isolation(fresh(original.module), fresh(self.module), original.names)
-        with seeded(self.seed):
-            isolation.run(copied(original.inputs), sink, step)
-        if isolation.refused:
-            self.facts = replace(
-                self.facts, details={**self.facts.details, "not_isolated": isolation.refused}
-            )
+        """Local errors only refine a verdict: what stands in their way is said and fails nothing."""
+        refused: Mapping[str, str] = {}
+        try:
+            isolation = Isolation(fresh(original.module), fresh(self.module), original.names)
+            refused = isolation.refused
+            with seeded(self.seed):
+                isolation.run(copied(original.inputs), sink, step)
+        except ParityError:
+            raise
+        except Exception as error:
+            self._warn(f"submodules could not all be run alone: {describe(error)}")
+        if refused:
+            self.facts = replace(self.facts, details={**self.facts.details, "not_isolated": refused})
+
+    def _warn(self, line: str) -> None:
+        warnings = [*self.facts.details.get("warnings", ()), line]
+        self.facts = replace(self.facts, details={**self.facts.details, "warnings": warnings})
 
     def _failure(self, error: Exception) -> str:
         shown = ", ".join(f"{name}={_shape(value)}" for name, value in self.inputs.items())

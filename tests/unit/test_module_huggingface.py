@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+import parity.driver
 from parity.harness.case import Case, ModuleCase, Scenario, Step
+from parity.harness.comparison import Comparison
 from parity.harness.progress import Silent
 from parity.harness.replay import replay
 from parity.harness.target import Facts, Options
@@ -31,7 +33,7 @@ pytestmark = [
 NOTHING = np.zeros((0, 0), np.int64)
 
 
-def llama() -> nn.Module:
+def llama(**about: Any) -> nn.Module:
     """Two layers, grouped heads."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -41,6 +43,7 @@ def llama() -> nn.Module:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        **about,
     )
     return transformers.LlamaForCausalLM(config).eval()
 
@@ -50,6 +53,16 @@ def gpt2() -> nn.Module:
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)
     return transformers.GPT2LMHeadModel(config).eval()
+
+
+def planted(build: Any) -> nn.Module:
+    """With another epsilon in the first norm of the second layer."""
+    module = build()
+    if build is llama:
+        module.model.layers[1].input_layernorm.variance_epsilon = 1e-2
+    else:
+        module.transformer.h[1].ln_1.eps = 1e-2
+    return module
 
 
 def recorded(target: Any, module: nn.Module, folder: Path, arg: str = "") -> tuple[MemoryRun, Facts]:
@@ -121,3 +134,46 @@ def test_a_model_of_the_library_is_driven_over_a_scenario(monkeypatch: pytest.Mo
         ids = [record.read() for record in run.records("ids")]
         first = torch.tensor([[1, 2, 3, 4, int(ids[1][0, 0]), int(ids[2][0, 0])]])
         np.testing.assert_allclose(last.read()[0], llama()(first).logits[0].numpy(), rtol=1e-3, atol=1e-4)
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, folder: Path, one: Any, two: Any) -> Comparison:
+    """The comparison of two models of the library, called as they come: with a cache."""
+    port = ModuleType("their_port")
+    port.one, port.two = one, two  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "their_port", port)
+    monkeypatch.setenv("PARITY_CACHE", str(folder / "cache"))
+    ids = {"input_ids": np.arange(1, 19).reshape(2, 9)}
+    (found,) = parity.driver.run(
+        model="their_port:one", cand="module:their_port:two", inputs=ids, out=folder / "out"
+    )
+    return found
+
+
+@pytest.mark.parametrize("build", [llama, gpt2])
+def test_a_model_with_a_cache_agrees_with_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any
+) -> None:
+    comparison = judged(monkeypatch, tmp_path, build, build)
+    assert comparison.exit_code == 0
+    assert {row.local for row in comparison.records if row.tap.startswith("module:")} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("build", "tap"),
+    [(llama, "module:model.layers.1.input_layernorm"), (gpt2, "module:transformer.h.1.ln_1")],
+)
+def test_a_fault_in_a_model_with_a_cache_is_found_where_it_was_planted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Any, tap: str
+) -> None:
+    comparison = judged(monkeypatch, tmp_path, build, lambda: planted(build))
+    assert comparison.exit_code == 1
+    assert [culprit.tap for culprit in comparison.culprits][:1] == [tap]
+
+
+def test_another_rotary_base_is_found_where_angles_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rope = {"rope_type": "default", "rope_theta": 9000.0}
+    comparison = judged(monkeypatch, tmp_path, llama, lambda: llama(rope_parameters=rope))
+    assert comparison.exit_code == 1
+    assert comparison.culprits[0].tap == "module:model.rotary_emb.0"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from parity.harness.case import ModuleCase
+from parity.harness.case import ModuleCase, Step
+from parity.harness.errors import CandidateError
 from parity.harness.mapping import TapMap
 from parity.harness.module_isolate import Isolation
-from parity.harness.module_session import Original
+from parity.harness.module_session import ModuleSession, Original
+from parity.harness.target import Facts
 from parity.harness.tracer.memory import MemoryRun
 
 
@@ -96,3 +99,93 @@ def test_inputs_are_handed_over_in_the_ports_number_format(kind: torch.dtype) ->
     assert isolation.refused == {}
     for key, value in right().items():
         np.testing.assert_allclose(found[key].astype(np.float64), value, atol=0.02)
+
+
+class Cache:
+    """Rows that grow with every call, as key-value caches of libraries do."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+
+    def update(self, row: Tensor) -> Tensor:
+        """All rows so far, this one included: [N, D]."""
+        self.rows.append(row)
+        return torch.cat(self.rows)
+
+
+class Pair(NamedTuple):
+    """A tensor beside a cache."""
+
+    x: Tensor
+    cache: Any
+
+
+class Layer(nn.Module):
+    """Mixes the rows of its cache."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.gain = nn.Linear(4, 4), gain
+
+    def forward(self, pair: Pair) -> Tensor:
+        """[B, 4] -> [B, 4]."""
+        return self.fc(pair.x) + self.gain * pair.cache.update(pair.x).mean(0)
+
+
+class Cached(nn.Module):
+    """One cache for two layers; the second asks for a size that only a cache of its own has."""
+
+    def __init__(self, gain: float = 1.0, made: Callable[[], Any] = Cache) -> None:
+        super().__init__()
+        self.made, self.body = made, nn.ModuleList([Layer(1.0), Layer(gain)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 4] -> [B, 4]."""
+        cache = self.made()
+        for layer in self.body:
+            x = layer(Pair(x, cache))
+        assert len(cache.rows) == 2
+        return x
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_cache_that_grows_is_the_references_own(kind: torch.dtype) -> None:
+    found, wrong = MemoryRun("found"), MemoryRun("wrong")
+    for gain, run in ((1.0, found), (3.0, wrong)):
+        isolation = Isolation(Cached().eval(), Cached(gain).to(kind).eval())
+        isolation.run(X, run, step=0)
+        assert isolation.refused == {}
+    assert found.taps == ["module:body.0", "module:body.0.fc", "module:body.1", "module:body.1.fc"]
+    differs = [
+        one.tap
+        for one, two in zip(found.records(), wrong.records(), strict=True)
+        if not np.allclose(one.read(), two.read())
+    ]
+    assert differs == ["module:body.1"]
+
+
+class Sealed(Cache):
+    """One that nobody may copy."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("cannot be copied")
+
+
+def test_what_cannot_be_copied_is_told_and_left_out() -> None:
+    sink = MemoryRun("isolated")
+    isolation = Isolation(Cached(made=Sealed).eval(), Cached(made=Sealed).eval())
+    isolation.run(X, sink, step=0)
+    assert sink.taps == ["module:body.0.fc", "module:body.1.fc"]
+    assert isolation.refused["body.1"] == "TypeError: cannot be copied"
+
+
+def test_a_reference_that_cannot_be_run_again_fails_no_candidate() -> None:
+    class Once(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("only once")
+
+    session = ModuleSession(Net(), X, Facts("float32", "call"), CandidateError, original=Original(Once(), X))
+    session.isolated_sink = MemoryRun("isolated")
+    session.step(Step(0, "call", ((),), None), np.zeros((0, 0)), np.zeros((0, 0)), None)
+    assert "RuntimeError: only once" in session.facts.details["warnings"][0]
