@@ -17,6 +17,7 @@ from pathlib import Path
 
 from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import floors_from
+from parity.harness.errors import ParityError
 from parity.harness.judge import Floor
 from parity.harness.progress import Progress
 from parity.harness.quantized import CEILINGS, QUANTIZED, around, ceilings
@@ -37,7 +38,10 @@ BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 15}
 def noise_floor(
     case: Case | ModuleCase, dtypes: tuple[str, ...], cache: Path, *, progress: Progress
 ) -> dict[str, Floor]:
-    """Floor per tap for runs in these number formats; empty for a format that torch cannot emulate here."""
+    """Floor per tap for runs in these number formats; empty for a format that torch cannot emulate here.
+
+    A module of the user's that computes in one format only is measured in what it can run; that is said.
+    """
     dtype = min(dtypes, key=lambda name: BITS.get(name, 0))
     if dtype not in BITS or (isinstance(case, ModuleCase) and not case.executable):
         return {}
@@ -58,10 +62,24 @@ def _measure(case: Case | ModuleCase, dtype: str, progress: Progress) -> Mapping
         record(Job(base, case, Options(), path, Path(folder)), progress=progress)
         # On their own tokens the others would part from the base: a floor of the difference of two texts.
         forced = reference_values(Trace(path)[base.label]) if isinstance(case, Case) else None
-        for spec in others:
-            record(Job(spec, case, Options(), path, Path(folder), reference=forced), progress=progress)
-        trace = Trace(path)
-        return floors_from(trace[base.label], [trace[spec.label] for spec in others])
+        jobs = [Job(spec, case, Options(), path, Path(folder), reference=forced) for spec in others]
+        done = [job.spec.label for job in jobs if _recorded(job, progress)]
+        first, *runs = (Trace(path)[label] for label in (base.label, *done))
+        if isinstance(case, ModuleCase):  # one that is as narrow as it was built shows no rounding at all
+            runs = [run for run in runs if dtypes_of(run) != dtypes_of(first)]
+        return floors_from(first, runs)
+
+
+def _recorded(job: Job, progress: Progress) -> bool:
+    """Whether the run could be executed: not every module of a user's runs in every number format."""
+    try:
+        record(job, progress=progress)
+    except ParityError as error:
+        if isinstance(job.case, Case):
+            raise
+        progress.say(f"the noise floor is measured without {job.spec.text}, which failed: {error}")
+        return False
+    return True
 
 
 def _specs(case: Case | ModuleCase, dtype: str) -> list[str]:
