@@ -199,8 +199,7 @@ class Metrics:
     @property
     def nbytes(self) -> int:
         """Memory of what `slim` would drop, profiles included: they take as much as rows and columns."""
-        cells = self._cells.nbytes if self._cells is not None else 0
-        return int(2 * (self._rows.nbytes + self._columns.nbytes) + cells)
+        return 2 * (self._rows.nbytes + self._columns.nbytes) + int(getattr(self._cells, "nbytes", 0))
 
     @property
     def raw_rows(self) -> Floats:
