@@ -26,17 +26,23 @@ class Asked:
     table: Path | None = None
     qtable: Path | None = None
     path: Path | None = None
+    mode_said: bool = False
 
     @property
     def computed_in(self) -> str:
         """The number format that its error is judged by: a float format, or a profile of quantization."""
         if self.level in ("onnx", "top"):
             return "float32"
-        if self.mode.calibrated:
-            return "w8a8"
-        if self.mode.weight_bits is not None:
-            return f"w{self.mode.weight_bits}a16"
-        return {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[self.mode.format]
+        return computed_in(self.mode)
+
+
+def computed_in(mode: Mode) -> str:
+    """The arithmetic of a mode."""
+    if mode.calibrated:
+        return "w8a8"
+    if mode.weight_bits is not None:
+        return f"w{mode.weight_bits}a16"
+    return {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[mode.format]
 
 
 def parse_arg(name: str, arg: str, *, chip: str, mode: str) -> Asked:
@@ -60,6 +66,7 @@ def parse_arg(name: str, arg: str, *, chip: str, mode: str) -> Asked:
             chip = word
         elif word.lower() in MODES:
             mode = word
+            asked = replace(asked, mode_said=True)
         elif word in LEVELS:
             asked = replace(asked, level=word)
         elif word == "masked":
@@ -88,7 +95,7 @@ def _sound(name: str, asked: Asked, mode: str, group: int | None) -> Asked:
 def _path(name: str, arg: str) -> tuple[Path | None, list[str]]:
     """The path that the argument begins with, if it does, and the words."""
     if arg and Path(arg).exists():
-        return Path(arg), []
+        return Path(arg).absolute(), []
     words = [word for word in arg.split("+") if word]
     if words and ("/" in words[0] or words[0].endswith(SUFFIXES) or Path(words[0]).exists()):
         return _file(name, words[0], folder=True), words[1:]
@@ -99,7 +106,7 @@ def _file(name: str, text: str, *, folder: bool = False) -> Path:
     path = Path(text)
     if not path.exists() or (path.is_dir() and not folder):
         raise UserError(f"{name}={text!r}: there is no such file")
-    return path
+    return path.absolute()
 
 
 def _number(name: str, text: str) -> int:

@@ -5,8 +5,7 @@ They carry no names of taps: inputs are known by name, outputs by their position
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,11 +21,14 @@ from parity.harness.values import Values
 from ..onnx.files import INVENTED, file_layout
 from ..onnx.session import assemble
 from .asked import Asked
+from .beside import read_beside, sha256
 from .levels import isolated_steps
 from .runner.arrays import folds
 from .runner.client import Device, Tensor
 from .toolchain import installed
 
+#: Number format of inner tensors -> the arithmetic that it means.
+SHOWN = {"int8": "w8a8", "bfloat16": "bfloat16"}
 HIDDEN = "files compiled elsewhere do not say which tensor is which tap"
 
 
@@ -40,8 +42,9 @@ def file_session(
     wiring = case.model.wiring
     files = _files(name, asked, wiring)
     log = (cache / "sophgo" / "logs" / f"{asked.chip.name}-files.log").resolve()
-    whole = asked.path.is_file()
-    device = Device(asked.chip.name, files, installed(), log=log, all_tensors=asked.chip.family == "cvi")
+    toolchain = installed()
+    beside = read_beside(name, asked, files, case, toolchain.version)
+    device = Device(asked.chip.name, files, toolchain, log=log, all_tensors=asked.chip.family == "cvi")
     try:
         masked = any(t.name == "mask" for segment in files for t in device.inputs(segment))
         wiring = case.model.masked_wiring if masked else wiring
@@ -54,17 +57,19 @@ def file_session(
     except BaseException:
         device.close()
         raise
-    computed, said = _computed_in(asked, device, list(files))
+    computed, warnings = (
+        (beside.computed_in, beside.warnings) if beside else _computed_in(asked, device, files)
+    )
     facts = Facts(
         dtype=computed,
         layout="window" if case.scenario.policy.window else "static",
-        substitutions=said,
         unobserved=tuple(Unobserved(tap, HIDDEN) for segment in wiring.segments for tap in segment.taps),
         details={
             "chip": asked.chip.name,
             "files": str(asked.path),
-            "combined": whole,
-            "artefacts": {segment: _sha256(path) for segment, path in files.items()},
+            "combined": asked.path.is_file(),
+            "artefacts": {segment: sha256(path) for segment, path in files.items()},
+            "warnings": list(warnings),
             "masked": masked,
             "rows": rows.rows,
         },
@@ -151,20 +156,19 @@ def _shape(port: Port, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(sizes[size] if isinstance(size, str) else size for size in port.shape)
 
 
-def _computed_in(asked: Asked, device: Device, segments: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _computed_in(asked: Asked, device: Device, segments: Iterable[str]) -> tuple[str, tuple[str, ...]]:
     """The arithmetic that the surviving tensors show; where they do not, the mode that was named."""
     formats = {tensor.format for segment in segments for tensor in device.inner(segment)}
-    if "int8" in formats:
-        return "w8a8", ()
-    if "bfloat16" in formats:
-        return "bfloat16", ()
-    mode = asked.mode.name
-    return asked.computed_in, (f"judged as {mode}: the files do not say how they were compiled; a word does",)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    shown = next((name for kind, name in SHOWN.items() if kind in formats), None)
+    if shown is None:
+        told = f"nothing says how {asked.path} was compiled; it is judged as {asked.mode.name}"
+        return asked.computed_in, () if asked.mode_said else (f"{told}; a word does, for example +int8",)
+    if asked.mode_said and asked.computed_in != shown:
+        raise UserError(
+            f"{asked.path}: {asked.mode.name} was said, its tensors are {', '.join(sorted(formats))}; "
+            "leave the word out"
+        )
+    return shown, ()
 
 
 @dataclass

@@ -66,10 +66,10 @@ def folder(ran, toolchain, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("artefacts")
     digests = ran["cvi"].candidate.provenance["details"]["artefacts"]
     from parity.harness.folders import cache_folder
-    from parity.targets.sophgo.files import _sha256
+    from parity.targets.sophgo.beside import sha256
 
     for path in (cache_folder() / "work" / "cache" / "sophgo" / "artefacts").rglob("*.cvimodel"):
-        if digests.get(path.stem) == _sha256(path):
+        if digests.get(path.stem) == sha256(path):
             shutil.copy(path, out / path.name)
     assert len(list(out.iterdir())) == len(digests)
     return out
