@@ -121,6 +121,19 @@ def test_a_tail_is_noted_and_a_deficit_refused(tmp_path: Path) -> None:
         entries(path)
 
 
+def test_a_second_dump_behind_the_first_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    write_adump(path, "op", outputs=[Written(np.ones(3, np.float32))])
+    whole = path.read_bytes()
+    for second in (whole, whole[:-5]):
+        path.write_bytes(whole + second)
+        with pytest.raises(UserError, match="two dumps appended into one file"):
+            parse_adump(path)
+    for tail in (whole[:20], whole[:4], b"\x02" + b"\0" * 9, b"\xff" * 40):
+        path.write_bytes(whole + tail)
+        assert parse_adump(path).tail == len(tail)
+
+
 def test_absurd_lengths_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
     path = tmp_path / NAME
     path.write_bytes(struct.pack("<Q", 1 << 60) + b"\x0a")

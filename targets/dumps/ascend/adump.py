@@ -1,7 +1,8 @@
 """AscendCL and GE model dumps: u64 length, protobuf header, then the tensors' bytes.
 
 There is neither magic nor checksum. What can be checked is: the header lies inside the file, it parses, and
-every tensor it announces is there. A tail is tolerated (and noted), a deficit is a dump that was cut short.
+every tensor it announces is there. A tail is tolerated (and noted) unless a second dump begins in it; a
+deficit is a dump that was cut short.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from ..core import Contents, ReadOptions, bad, checked_settings, opened, read_exactly
 from . import adump_message
@@ -30,14 +32,29 @@ def parse_adump(path: Path) -> Operation:
         if length > min(size - 8, LARGEST_HEADER):
             raise bad(path, f"announces a header of {length} bytes in a file of {size}; this is no dump")
         header = read_exactly(file, length, path, "the header")
-    try:
-        operation = adump_message.parse(header)
-    except WireError as error:
-        raise bad(path, f"has a header that is no dump's: {error}") from error
-    tensors, end = placed(list(operation.tensors), 8 + length)
-    if end > size:
-        raise bad(path, f"announces {end} bytes and has {size}; the dump was cut short")
+        try:
+            operation = adump_message.parse(header)
+        except WireError as error:
+            raise bad(path, f"has a header that is no dump's: {error}") from error
+        tensors, end = placed(list(operation.tensors), 8 + length)
+        if end > size:
+            raise bad(path, f"announces {end} bytes and has {size}; the dump was cut short")
+        if _dump_begins(file, end, size):
+            raise bad(path, f"goes on with another dump at byte {end}: two dumps appended into one file")
     return replace(operation, tensors=tensors, tail=size - end)
+
+
+def _dump_begins(file: BinaryIO, at: int, size: int) -> bool:
+    """Whether a header that fits into the file, and says what was dumped, stands at a place."""
+    file.seek(at)
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= min(size - at - 8, LARGEST_HEADER):
+        return False
+    try:
+        second = adump_message.parse(file.read(length))
+    except WireError:
+        return False
+    return bool(second.tensors or second.name)
 
 
 class AdumpReader:
