@@ -28,7 +28,7 @@ from .graphs import ChipGraph
 from .toolchain import Toolchain
 
 #: Decode steps that are looked at, calls that are always kept, and calls kept at most.
-STEPS, FIRST, MOST = 32, 4, 24
+STEPS, FIRST, MOST = 32, 4, 48
 
 Inputs = Mapping[str, np.ndarray]
 
