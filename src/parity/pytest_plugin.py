@@ -74,10 +74,35 @@ def parity(tmp_path: Path) -> Parity:
 @pytest.fixture
 def parity_result(request: pytest.FixtureRequest, parity: Parity) -> Result:
     """The result of the run that the test's `parity` marker describes; a failed one fails the test."""
+    __tracebackhide__ = True
+    from parity.harness.errors import ParityError
+
     marker = request.node.get_closest_marker("parity")
     if marker is None:
-        raise pytest.UsageError(f"{request.node.nodeid}: parity_result needs @pytest.mark.parity(cand=[...])")
-    return parity.run(*marker.args, **marker.kwargs)
+        pytest.fail(f"{request.node.nodeid}: parity_result needs @pytest.mark.parity(cand=[...])", False)
+    _check_marker(marker)
+    try:
+        return parity.run(*marker.args, **marker.kwargs)
+    except (ParityError, pytest.UsageError) as error:
+        pytest.fail(f"{request.node.nodeid}: {error}", pytrace=False)
+
+
+def _check_marker(marker: pytest.Mark) -> None:
+    """Fail, with a suggestion, where the marker says what `parity.run` does not take."""
+    __tracebackhide__ = True
+    from parity.harness.errors import did_you_mean
+
+    from .request import Request
+
+    if len(marker.args) > 2:
+        pytest.fail("@pytest.mark.parity: takes ref and cand by place, everything else by name", False)
+    known = (*Request.__dataclass_fields__, "report", "progress")
+    for key in marker.kwargs:
+        if key not in known:
+            pytest.fail(f"@pytest.mark.parity({key}=...): unknown. {did_you_mean(key, known)}", False)
+    for key in ("ref", "cand")[: len(marker.args)]:
+        if key in marker.kwargs:
+            pytest.fail(f"@pytest.mark.parity({key}=...): is given twice, by place and by name", False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

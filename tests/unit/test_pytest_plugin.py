@@ -113,6 +113,39 @@ def test_a_marker_without_candidates_is_an_error(run_tests):
     result.stdout.fnmatch_lines(["*name the candidates*"])
 
 
+@pytest.mark.parametrize(
+    ("marker", "said"),
+    [
+        ("mdel='klm-tiny', cand=['onnx']", "*parity(mdel=...): unknown. Did you mean 'model'*"),
+        ("cand=['segmented'], model='klm-tyni'", "*model='klm-tyni'*'klm-tiny'*"),
+        ("'torch', 'onnx', 'wrap'", "*takes ref and cand by place*"),
+        ("'torch', ref='torch'", "*ref=...*given twice*"),
+        ("model='klm-tiny'", "*name the candidates*"),
+    ],
+)
+def test_a_mistake_in_the_marker_is_one_sentence_without_source(run_tests, marker, said):
+    result = run_tests(f"@pytest.mark.parity({marker})\ndef test_it(): pass")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([said])
+    result.stdout.no_fnmatch_line("*.py:*: *Error*")
+    result.stdout.no_fnmatch_line(">  *")
+
+
+def test_a_marked_test_at_parity_passes_and_one_that_diverges_does_not(run_tests):
+    case = "cand=['segmented'], weights='random:0', scenario='one', steps=1"
+    result = run_tests(
+        f"""
+@pytest.mark.parity({case}, tol='fp32')
+def test_near(): pass
+
+@pytest.mark.parity({case}, tol='exact')
+def test_exact(): pass
+"""
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*exit_code=1, but should be 0*"])
+
+
 def test_the_marker_is_listed(pytester: pytest.Pytester):
     pytester.runpytest_inprocess("--markers").stdout.fnmatch_lines(["@pytest.mark.parity(*"])
 
