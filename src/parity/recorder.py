@@ -62,6 +62,8 @@ def record(job: Job, *, progress: Progress) -> str:
             admit(job.spec.label, size, job.path, job.max_bytes)
         writer = stack.enter_context(TraceWriter(job.path, max_bytes=job.max_bytes))
         run = stack.enter_context(_run(writer, job.spec.label, job, session))
+        if run.notice:
+            progress.say(run.notice)
         if isolate:
             isolated = stack.enter_context(_run(writer, job.spec.label + ISOLATED, job, session))
             isolated.update_provenance(unobserved=_fed(job, session))

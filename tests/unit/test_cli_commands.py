@@ -76,6 +76,19 @@ def test_record_prints_the_name_of_the_run(run_json):
     assert parity.Trace("exact.h5")["exact"].provenance["dtype"] == "float64"
 
 
+def test_a_name_that_is_recorded_twice_is_said(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["parity", "record", *CASE, "--steps", "1", "--out", "twice.h5"])
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            main()
+        said.append(capsys.readouterr().err)
+    assert "exists already" not in said[0]
+    assert "run 'torch' exists already in twice.h5" in said[1]
+    assert "torch#2" in said[1]
+
+
 def test_two_stored_runs_are_compared_and_reported(run, trace, folder):
     status, out = run("compare", f"{trace}:torch", f"{trace}:segmented", "--tol", "fp32", "--out", "report")
     assert status == 0, out
