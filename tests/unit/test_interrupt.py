@@ -74,7 +74,7 @@ def interrupt(monkeypatch, tmp_path, capsys):
 )
 def test_a_run_that_is_interrupted_keeps_what_it_has(interrupt, tmp_path, stage, complete, incomplete):
     said = interrupt(stage, "run", *QUICK, "--cand", "segmented", "--out", "out")
-    assert "interrupted" in said
+    assert "interrupted; a trace that was being recorded is kept and marked incomplete" in said
     runs = {run.name: run for run in Trace(tmp_path / "out" / "trace.h5").runs if "@" not in run.name}
     assert {name for name, run in runs.items() if run.complete} == complete
     assert {name for name, run in runs.items() if not run.complete} == incomplete

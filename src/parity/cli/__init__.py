@@ -99,7 +99,7 @@ def _run(args: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted; what was recorded so far is kept and marked incomplete", err=True)
+        click.echo("\ninterrupted; a trace that was being recorded is kept and marked incomplete", err=True)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
