@@ -147,6 +147,8 @@ def _from_torch(x: Any) -> np.ndarray[Any, Any]:
     name = str(x.dtype).removeprefix("torch.")
     if x.layout != torch.strided:
         raise UserError(f"x={x.layout}: only dense tensors can be recorded; call .to_dense() first")
+    if x.device.type == "meta":
+        raise UserError("x=meta tensor: it has a shape but no values; give the real tensor")
     if name not in _STORAGE:
         raise UserError(
             f"dtype={name!r}: torch type without a number format here. {did_you_mean(name, NAMES)}"

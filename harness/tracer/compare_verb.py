@@ -72,10 +72,10 @@ def compare(eps: float = 1e-5, ignore_shape: bool = False, *, ref: str | None = 
     Accepted is |a - e| <= eps + eps * |e|. ignore_shape=True compares tensors of equal size in row-major
     order and says whether the values agree; the status stays `shape`, never `pass`.
 
-    UserError: a negative eps, a `ref` that is not there, a file that is no trace.
+    UserError: a negative or infinite eps, a `ref` that is not there, a file that is no trace.
     """
-    if not eps >= 0:
-        raise UserError(f"eps={eps}: must be 0 or more")
+    if not 0 <= eps < math.inf:
+        raise UserError(f"eps={eps}: must be a finite number, 0 or more")
     path = trace_path()
     runs = _runs(path)
     name, why = _reference(runs, ref)

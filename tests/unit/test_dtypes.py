@@ -104,8 +104,10 @@ def test_anything_that_holds_numbers_becomes_an_array() -> None:
         (np.array([None]), "not a number format"),
         (np.array(["2024-01-01"], "datetime64[D]"), "not a number format"),
         (torch.eye(2).to_sparse(), "only dense"),
+        (torch.ones(2, device="meta"), "no values"),
+        (torch.ones(2, device="meta", dtype=torch.bfloat16), "no values"),
     ],
-    ids=["object", "text", "ragged", "strings", "objects", "dates", "sparse"],
+    ids=["object", "text", "ragged", "strings", "objects", "dates", "sparse", "meta", "meta bfloat16"],
 )
 def test_what_holds_no_numbers_is_refused_with_a_sentence(value: object, words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -172,9 +172,10 @@ def test_a_reference_that_is_not_there_is_a_user_error() -> None:
         compare(ref="torhc")
 
 
-def test_a_negative_eps_is_a_user_error() -> None:
-    with pytest.raises(UserError, match="eps=-1"):
-        compare(-1)
+@pytest.mark.parametrize("eps", [-1, float("inf"), float("nan")])
+def test_an_eps_that_bounds_nothing_is_a_user_error(eps: float) -> None:
+    with pytest.raises(UserError, match=f"eps={eps}"):
+        compare(eps)
 
 
 @pytest.mark.parametrize("names", [(), ("torch",)])
