@@ -26,7 +26,7 @@ from .dumps.against import (
 )
 from .dumps.core import Contents, Dumped, ReadOptions
 from .dumps.detect import detect, open_dump, parse, reader
-from .dumps.facts import absent, computed_in, substitutions
+from .dumps.facts import absent, artefacts_of, computed_in, substitutions
 from .dumps.naming import Naming
 from .dumps.recording import IDS, Played, Player, check_ids, fed_by
 
@@ -105,12 +105,14 @@ def _facts(player: Player, case: Case | ModuleCase, path: Path, options: Options
     dtype, doubt = computed_in(contents, summary, options.dtype)
     steps = steps_of(case)
     said = [*substitutions(summary), *([doubt] if doubt else []), *contents.notes]
-    if not isinstance(case, ModuleCase) and not fed_by(player):
-        said.append("the dump holds no token ids: that it is of this prompt is unproven")
     if others := sorted(summary.steps - set(steps)):
         said.append(f"the dump has steps {others[0]}..{others[-1]} beyond the scenario, which are left out")
     known = [tap for tap in summary.matching.known or () if tap != IDS]
     warnings = [] if contents.facts.get("complete", True) else [_incomplete(contents)]
+    held = {*fed_by(player), *summary.places.get(IDS, ())}
+    if not isinstance(case, ModuleCase) and held.isdisjoint(steps):
+        why = "nothing to hold them against" if held else "it has none"
+        warnings.append(f"the dump may be of another prompt: its token ids were not checked: {why}")
     return Facts(
         dtype=dtype,
         layout="dump",
@@ -122,6 +124,7 @@ def _facts(player: Player, case: Case | ModuleCase, path: Path, options: Options
             "dump": {"kind": contents.kind, "path": str(path)},
             "rules": summary.matching.rules,
             "unmatched": list(summary.matching.unmatched),
+            **({"artefacts": made} if (made := artefacts_of(contents.facts)) else {}),
             **({"warnings": warnings} if warnings else {}),
         },
     )

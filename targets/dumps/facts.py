@@ -91,3 +91,11 @@ def said_of_case(facts: Mapping[str, Any], name: str) -> str | None:
         if isinstance(found, str):
             return found
     return None
+
+
+def artefacts_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the compiled model of each segment, as far as the dump says it."""
+    models = facts.get("models")
+    said = models.items() if isinstance(models, Mapping) else ()
+    digests = {str(name): model.get("sha256") for name, model in said if isinstance(model, Mapping)}
+    return {name: digest for name, digest in digests.items() if isinstance(digest, str)}

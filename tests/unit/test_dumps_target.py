@@ -157,7 +157,7 @@ def test_names_of_the_original_programs_are_known(trace, tmp_path):
     result = compared(trace, f"dump:{tmp_path / 'any.npz'}", tmp_path / "out")
     (found,) = result.comparisons
     assert {(row.tap, row.step) for row in found.rows() if row.status == "equal"} >= {("layer0.q", 1)}
-    assert any("holds no token ids" in finding.text for finding in found.findings)
+    assert any("its token ids were not checked" in finding.text for finding in found.findings)
 
 
 def test_a_map_file_names_and_transforms_what_the_dump_holds(trace, tmp_path):
@@ -264,6 +264,25 @@ def test_a_module_of_the_users_is_held_against_what_its_device_wrote(tmp_path, m
     npz.write(tmp_path / "wrong.npz", {("output", 0, 0): wrong})
     result = parity.run(ref="torch", cand=[f"dump:{tmp_path / 'wrong.npz'}"], out=tmp_path / "bad", **case)
     assert result.exit_code == 1
+
+
+def test_a_dump_without_token_ids_is_warned_of(trace, tmp_path):
+    steps = steps_of(run_of(trace))
+    (told,) = compared(trace, f"dump:{written(tmp_path, trace)}", tmp_path / "told").comparisons
+    assert not [finding for finding in told.findings if finding.level == "warning"]
+    for step in steps:
+        step["tokens"] = None
+    parity_dump.write(tmp_path / "silent", steps)
+    (found,) = compared(trace, f"dump:{tmp_path / 'silent'}", tmp_path / "out").comparisons
+    (warning,) = [finding.text for finding in found.findings if finding.level == "warning"]
+    assert "its token ids were not checked: it has none" in warning
+
+
+def test_the_digests_of_a_dumps_models_are_its_runs_artefacts(trace, tmp_path):
+    models = {"seg_0": {"file": "a", "sha256": "aa"}, "seg_1": {"file": None, "sha256": None}}
+    compared(trace, f"dump:{written(tmp_path, trace, models=models)}", tmp_path / "out")
+    details = parity.Trace(tmp_path / "out" / "trace.h5").runs[-1].provenance["details"]
+    assert details["artefacts"] == {"seg_0": "aa"}
 
 
 def test_logits_of_the_last_real_token_are_what_a_step_predicts_from():
