@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from parity.harness.comparison import Comparison
+from parity.harness.comparison import Comparison, Finding
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 from parity.harness.rows import Rules
@@ -86,10 +86,17 @@ def with_stages(
     rules: Callable[[Run], Rules],
     progress: Progress,
 ) -> list[Comparison]:
-    """The comparisons of a chain; that of the candidate itself says which stage is guilty."""
+    """The comparisons of a chain; that of the candidate itself says which stage is guilty.
+
+    That of a dump says so where it is of other artefacts than the candidate's.
+    """
     played = [Played(found[0].reference.label, "", reference)]
+    own, findings = played[0], {}
     for stage, comparison in zip(chain, found, strict=True):
         now = _played(stage, comparison, runs, rules)
+        own = now if stage.own else own
+        if stage.makes == HARDWARE:
+            findings[id(comparison)] = _made_otherwise(now, own)
         if stage.makes == INSTRUMENTATION:
             played[-1] = replace(played[-1], closer=now)
         else:
@@ -100,8 +107,30 @@ def with_stages(
     for stage, comparison in zip(chain, found, strict=True):
         guilt = (cause,) if cause is not None and comparison.verdict != "parity" else ()
         causes = (*guilt, *comparison.causes)
+        told = (*comparison.findings, *findings.get(id(comparison), ()))
+        comparison = replace(comparison, findings=told)
         out.append(replace(comparison, stages=stages, causes=causes) if stage.own else comparison)
     return out
+
+
+def _made_otherwise(dump: Played, own: Played) -> tuple[Finding, ...]:
+    """A warning where a dump's compiled models are not those that the candidate ran."""
+    held, ours = _artefacts(dump.run), _artefacts(own.run)
+    others = [
+        f"{segment} is {held[segment][:12]}, not {ours.get(segment, 'there')[:12]}"
+        for segment in held
+        if held[segment] != ours.get(segment)
+    ]
+    if not ours or not others:
+        return ()
+    text = f"{dump.label} was made from other artefacts than {own.label}: {'; '.join(others)}"
+    return (Finding("warning", f"{text}; what differs may be the models and not the hardware"),)
+
+
+def _artefacts(run: Run | None) -> Mapping[str, str]:
+    """Digests of the compiled models by segment, as far as a run says them."""
+    said = {} if run is None else run.provenance.get("details", {}).get("artefacts", {})
+    return {str(name): digest for name, digest in said.items() if isinstance(digest, str)}
 
 
 def _played(stage: Planned, comparison: Comparison, runs: Runs, rules: Callable[[Run], Rules]) -> Played:

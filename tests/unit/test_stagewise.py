@@ -1,0 +1,69 @@
+"""A chip's candidate and the device's own dump behind it, as the stages of one chain."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from parity.harness.progress import Silent
+from parity.harness.rows import Rules
+from parity.harness.target import parse_spec
+from parity.harness.tolerance import load_tolerance
+from parity.stagewise import HARDWARE, Planned, with_stages
+
+
+def _load(name: str) -> ModuleType:
+    """A helper module beside this file: tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+factory = _load("run_factory")
+CHAIN = (
+    Planned(parse_spec("cvi"), "code generation", own=True),
+    Planned(parse_spec("dump:board"), HARDWARE, own=False),
+)
+
+
+def warnings(chip: dict[str, str], dump: dict[str, str]) -> list[list[str]]:
+    """Warnings of the comparison of the chip and of the dump, whose artefacts are these."""
+    reference = factory.simple("torch")
+    runs = {
+        name: factory.simple(name, details={"artefacts": made} if made else {})
+        for name, made in (("cvi", chip), ("board", dump))
+    }
+    found = [factory.compared(reference, run) for run in runs.values()]
+
+    def run_of(comparison):
+        return runs[comparison.candidate.run], None
+
+    def rules(run):
+        return Rules(load_tolerance("fp32"), {})
+
+    done = with_stages(CHAIN, found, reference, run_of, rules, Silent())
+    assert done[0].stages
+    return [[said.text for said in one.findings if said.level == "warning"] for one in done]
+
+
+def test_a_dump_of_other_artefacts_is_warned_of():
+    chip, dump = warnings({"seg_0": "a" * 64, "seg_1": "b"}, {"seg_0": "c" * 64, "seg_1": "b", "seg_2": "d"})
+    assert not chip
+    (text,) = dump
+    assert "made from other artefacts than" in text
+    assert "seg_0 is cccccccccccc, not aaaaaaaaaaaa; seg_2 is d, not there" in text
+
+
+@pytest.mark.parametrize("dump", [{"seg_0": "a"}, {}])
+def test_a_dump_of_the_same_artefacts_or_of_unsaid_ones_is_not(dump):
+    assert warnings({"seg_0": "a", "seg_1": "b"}, dump) == [[], []]
+
+
+def test_a_chip_that_does_not_say_its_artefacts_proves_nothing():
+    assert warnings({}, {"seg_0": "a"}) == [[], []]
