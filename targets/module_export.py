@@ -7,7 +7,6 @@ live tensors, so a tap is tied to its module path and call whatever names the ex
 from __future__ import annotations
 
 import ast
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +24,7 @@ from parity.harness.outputs import named_outputs
 from parity.harness.target import Options
 from parity.harness.tracer import collecting, tap_modules
 
+from .onnx.export import silenced
 from .onnx_scopes import SCOPES
 
 
@@ -198,14 +198,6 @@ def unfused() -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Exporters warn about themselves (deprecated internals, torchvision not there); none of it is ours."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with silenced(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

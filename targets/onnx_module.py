@@ -24,6 +24,7 @@ from parity.harness.tracer import step as mark_step
 from parity.harness.tracer import trace_tensor
 
 from .module_export import Flat, export
+from .onnx.export import check_opset
 from .onnx.graph_model import OnnxGraph
 from .onnx.graph_session import WholeSession, graph_session
 from .onnx.runtime import Runtime
@@ -112,8 +113,9 @@ class OnnxModuleTarget:
         return None
 
     def check(self, arg: str, options: Options) -> None:
-        """Unknown words, number formats and devices."""
+        """Unknown words, number formats, devices and opsets."""
         asked = parse_arg(arg)
+        check_opset(options.exporter, options.opset)
         if asked.masked or asked.whole:
             raise UserError(
                 f"onnx:{arg}: a module of your own is exported whole, and has no mask; drop the words"

@@ -21,6 +21,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
+from torch.onnx import _constants
 
 from parity.harness.case import Segment
 from parity.harness.errors import CandidateError, ParityError, UserError, did_you_mean
@@ -30,6 +31,12 @@ from . import pins
 from .observe import Observed
 
 EXPORTERS = ("dynamo", "script")
+
+#: Oldest and newest opset to ask an exporter for; dynamo converts to whatever the onnx package knows.
+OPSETS = {
+    "dynamo": (_constants.ONNX_MIN_OPSET, onnx.defs.onnx_opset_version()),
+    "script": (_constants.ONNX_MIN_OPSET, _constants.ONNX_MAX_OPSET),
+}
 
 #: protobuf cannot hold more in one message.
 LARGEST = 2**31 - 1
@@ -69,10 +76,20 @@ class Job:
         return [tap.name for tap in self.observed.taps]
 
 
+def check_opset(exporter: str, opset: int | None) -> None:
+    """UserError for an opset that the exporter cannot write."""
+    oldest, newest = OPSETS[exporter]
+    if opset is not None and not oldest <= opset <= newest:
+        raise UserError(
+            f"opset={opset}: the {exporter} exporter writes {oldest} to {newest}; take one of these"
+        )
+
+
 def export(job: Job) -> Exported:
     """Make both builds and check names, order, formats and shapes. CandidateError says where they differ."""
     if job.exporter not in EXPORTERS:
         raise UserError(f"exporter={job.exporter!r}: unknown. {did_you_mean(job.exporter, EXPORTERS)}")
+    check_opset(job.exporter, job.opset)
     size = sum(tensor.nbytes for tensor in job.module.state_dict().values())
     if size > LARGEST:
         raise UserError(
@@ -230,15 +247,26 @@ def _check(job: Job, model: onnx.ModelProto, taps: Sequence[str]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[warnings.WarningMessage]]:
     """No chatter on the console, and no deprecation for callers that treat warnings as errors."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    with silenced(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """The exporters' own logs are off: what fails is raised, and told in our words."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    graphs = torch._C._jit_is_onnx_log_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    torch._C._jit_set_onnx_log_enabled(False)
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield caught
+        yield
     finally:
-        logger.setLevel(level)
+        torch._C._jit_set_onnx_log_enabled(graphs)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _useful(error: Exception) -> str:

@@ -13,12 +13,13 @@ from torch import nn
 from parity.harness.case import Case, Wiring
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.progress import Progress
-from parity.harness.segmented import Recorded
+from parity.harness.segmented import FAR, Recorded
 from parity.harness.target import Facts, Options, Session
 from parity.harness.values import Values
 
 from ..torch_segments import TorchExecutor
 from .build import Recipe, build, choose_segments
+from .export import check_opset
 from .runtime import OnnxExecutor, Runtime
 from .session import assemble, plan_cache
 
@@ -60,8 +61,9 @@ class OnnxTarget:
         return None
 
     def check(self, arg: str, options: Options) -> None:
-        """Unknown words, other number formats than fp32, devices and rewriting levels."""
+        """Unknown words, other number formats than fp32, devices, rewriting levels and opsets."""
         asked = parse_arg(arg)
+        check_opset(options.exporter, options.opset)
         if options.dtype not in (None, "fp32", "float32"):
             raise UserError(f"dtype={options.dtype!r}: the onnx target computes in fp32 only; leave it out")
         Runtime(options.threads, asked.level, options.device or "cpu")
@@ -131,7 +133,7 @@ def _segments(
             "observer_effect": own.observer.effect,
         },
     )
-    return assemble(case, wiring, executor, rows, facts, reference)
+    return assemble(case, wiring, executor, rows, facts, reference, hidden=FAR)
 
 
 def _left_out(modules: Mapping[str, nn.Module], chosen: set[str]) -> tuple[str, ...]:

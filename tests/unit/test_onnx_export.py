@@ -241,6 +241,21 @@ def test_the_opset_is_what_was_asked_for_or_the_export_fails() -> None:
         export(toy(Twins(), outputs=2, opset=11))
 
 
+def test_what_an_exporter_logs_about_itself_is_not_shown(caplog, capfd) -> None:
+    with pytest.raises(CandidateError):
+        export(job(MINI, "seg_head", opset=9))
+    assert not caplog.records
+    assert not "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("exporter", "opset"), [("dynamo", 3), ("dynamo", 99), ("script", 6), ("script", 24)]
+)
+def test_an_opset_that_no_exporter_writes_is_refused(exporter: str, opset: int) -> None:
+    with pytest.raises(UserError, match=f"opset={opset}: the {exporter} exporter writes 7 to"):
+        export(job(MINI, "seg_tail", exporter=exporter, opset=opset))
+
+
 def test_an_unknown_exporter_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"exporter='dynmo'.*'dynamo'"):
         export(toy(Twins(), outputs=2, exporter="dynmo"))
