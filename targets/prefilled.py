@@ -20,7 +20,7 @@ from parity.harness.values import Values
 
 from .hosted import Filled, HostedSession
 from .prefilled_files import Prefilled, read, write
-from .segmented import new_cache, parse_arg, torch_session
+from .segmented import new_cache, parse_arg, refuse_segments, torch_session
 
 #: Rotary rows shipped with a cache, as the original prefill ships.
 ROPE_ROWS = 32768
@@ -57,7 +57,8 @@ class PrefilledTarget:
         return None
 
     def check(self, arg: str, options: Options) -> None:
-        """Files that are not there, unknown number formats and devices."""
+        """Files that are not there, unknown number formats and devices; `segments`, which changes nothing."""
+        refuse_segments(self.name, options)
         if arg:
             read(Path(arg))
         dtype_of_word(options.dtype or "fp32")

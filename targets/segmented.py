@@ -11,7 +11,7 @@ from parity.harness.case import Case, Scenario
 from parity.harness.dtypes import WORDS, dtype_of_word
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.progress import Progress
-from parity.harness.segmented import Cache, SegmentedSession, needs_mask
+from parity.harness.segmented import FAR, Cache, SegmentedSession, needs_mask
 from parity.harness.target import Facts, Options
 from parity.harness.values import Values
 
@@ -32,7 +32,8 @@ class SegmentedTarget:
         return None
 
     def check(self, arg: str, options: Options) -> None:
-        """Unknown words, number formats and devices."""
+        """Unknown words, number formats and devices; `segments`, which would change nothing."""
+        refuse_segments(self.name, options)
         _words(arg, options.dtype)
         checked_device(options.device)
 
@@ -57,6 +58,15 @@ class SegmentedTarget:
         return torch_session(case, new_cache(case, layout), layout, dtype, masked, options)
 
 
+def refuse_segments(target: str, options: Options) -> None:
+    """UserError for a choice of segments where torch runs all of them."""
+    if options.segments is not None:
+        raise UserError(
+            f"segments={options.segments!r}: all segments of {target} are run by torch; leave it out, or "
+            "name candidates that choose: --cand onnx, `parity export`, `parity compile`"
+        )
+
+
 def torch_session(
     case: Case, cache: Cache, layout: str, dtype: torch.dtype, masked: bool, options: Options
 ) -> SegmentedSession:
@@ -78,6 +88,7 @@ def torch_session(
         ),
         window=case.scenario.policy.window,
         repeat=layout == "recompute",
+        hidden=FAR,
     )
 
 
@@ -99,9 +110,7 @@ def _words(arg: str, default_dtype: str | None) -> tuple[str | None, str]:
         elif word in LAYOUTS:
             layout = word
         else:
-            raise UserError(
-                f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *WORDS])}"
-            )
+            raise UserError(f"segmented:{arg}: {word!r} is unknown. {did_you_mean(word, [*LAYOUTS, *WORDS])}")
     return layout, dtype
 
 

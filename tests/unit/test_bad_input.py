@@ -106,6 +106,13 @@ OPTIONS = {
     "empty candidate": (("--cand", ""), ("empty",)),
     "stored run that is not there": (("--ref", "nosuch.h5:torch"), ("nosuch.h5",)),
     "segments": (("--cand", "onnx", "--segments", "block*"), ("block*",)),
+    "segments of torch": (
+        ("--cand", "segmented", "--segments", "seg_tail"),
+        ("seg_tail", "segmented", "onnx"),
+    ),
+    "segments of files": (("--cand", "prefilled", "--segments", "nosuch"), ("nosuch", "prefilled", "onnx")),
+    "old opset": (("--cand", "onnx", "--opset", "3"), ("opset=3", "7")),
+    "future opset": (("--cand", "onnx", "--exporter", "script", "--opset", "99"), ("opset=99", "script")),
     "inputs with our model": (("--inputs", "x.npz"), ("inputs",)),
     "own module without inputs": (("--model", "mypkg.net:build"), ("mypkg.net:build", "--inputs")),
     "unknown option": (("--stesp", "3"), ("--stesp", "--steps")),
@@ -125,7 +132,13 @@ def test_a_wrong_option_is_named_and_told_what_to_do(run, args, words):
 
 def test_what_is_wrong_is_said_before_anything_runs(run, tmp_path):
     """A typing mistake in the last option must not cost the minutes of the reference."""
-    for args in (("--cand", "onx"), ("--tol", "fp23"), ("--map", "nosuch.toml"), ("--replay", "forcd")):
+    for args in (
+        ("--cand", "onx"),
+        ("--tol", "fp23"),
+        ("--map", "nosuch.toml"),
+        ("--replay", "forcd"),
+        ("--cand", "onnx", "--opset", "3"),
+    ):
         outcome = run("run", *QUICK, "--cand", "segmented", "--out", "out", *args)
         assert outcome.status == 2
         assert "recording" not in outcome.err, args
