@@ -90,7 +90,7 @@ def import_dump(
     options = ReadOptions(Path(manifest) if manifest else None, dict(settings or {}))
     mapping, origin = load_map(map) if map else TapMap(), _origins(atc_json, onnx)
     known = _Known.of(model, against)
-    contents = open_dump(source, kind or detect(source), options)
+    contents = open_dump(source, kind or detect(source, options.manifest), options)
     known = known.beside(said_of_case(contents.facts, "model"))
     naming = known.naming(mapping, origin)
     player = Player(contents, naming, step_offset=step_offset, shapes=known.shapes)

@@ -116,8 +116,17 @@ def bad(path: str | os.PathLike[str], what: str) -> UserError:
     return UserError(f"dump={os.fspath(path)!r}: {shown}")
 
 
+#: Kinds that a sidecar can be named for by hand.
+WITH_MANIFEST = ("cvi-npz", "bmrt", "raw", "adump", "nano", "atb", "msprobe", "aisbench", "logits")
+
+
 def checked_settings(reader: Reader, options: ReadOptions) -> None:
-    """UserError for a setting that this kind of dump does not have."""
+    """UserError for a setting, or a sidecar, that this kind of dump does not have."""
+    if options.manifest is not None and reader.kind not in WITH_MANIFEST:
+        raise UserError(
+            f"manifest={str(options.manifest)!r}: a dump of kind {reader.kind!r} takes none; those of kind "
+            f"{', '.join(WITH_MANIFEST)} do (say which with kind=NAME)"
+        )
     for name in options.settings:
         if name not in reader.settings:
             raise UserError(

@@ -45,15 +45,18 @@ def parse(arg: str) -> tuple[Path, str | None, ReadOptions]:
     return Path(text), kind, ReadOptions(Path(manifest) if manifest else None, said)
 
 
-def detect(path: Path) -> str:
-    """The one kind that a file or folder looks like; UserError where there is none, or several."""
+def detect(path: Path, manifest: Path | None = None) -> str:
+    """The one kind that a file or folder looks like; UserError where there is none, or several.
+
+    A plain .npz with a sidecar named by hand is the CVI board's, the only .npz that has one.
+    """
     if not path.exists():
         raise bad(path, "is not there")
     found = [kind for kind in READERS if _detects(kind, path.absolute())]
     special = [kind for kind in found if kind not in GENERAL]
     found = special or found
     if len(found) == 1:
-        return found[0]
+        return "cvi-npz" if found == ["npz"] and manifest is not None else found[0]
     if found:
         raise bad(path, f"could be of kind {' or '.join(found)}; say which with kind=NAME")
     raise bad(path, f"looks like no kind of dump; say which with kind=NAME, one of {', '.join(READERS)}")
@@ -72,7 +75,7 @@ def open_dump(path: Path, kind: str | None, options: ReadOptions) -> Contents:
         raise bad(path, "is not there")
     if not path.absolute().name:
         raise bad(path, "is no dump; name the folder or file that is one")
-    return reader(kind or detect(path)).read(path.absolute(), options)
+    return reader(kind or detect(path, options.manifest)).read(path.absolute(), options)
 
 
 def digest(path: Path) -> dict[str, Any]:

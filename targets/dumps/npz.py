@@ -20,6 +20,8 @@ from .core import Contents, Dumped, ReadOptions, bad, checked_settings
 from .zips import Npz, looks_like_npz, write_npz
 
 _NAME = re.compile(r"(?P<tap>.+)/step(?P<step>\d{1,9})(?:\.(?P<call>\d{1,9}))?(?::(?P<dtype>\w+))?", re.S)
+#: Integers that may be the bits of bfloat16, or have a scale.
+RAW = ("uint16", "int8", "uint8")
 
 
 class NpzReader:
@@ -40,7 +42,24 @@ class NpzReader:
         if repeats not in ("", "steps", "calls"):
             raise bad(path, f"repeats={repeats!r}: should be steps or calls")
         npz = Npz(path, repeats=bool(repeats))
-        return Contents(self.kind, {}, _entries(npz, repeats), count=len(npz.names))
+        return Contents(self.kind, {}, _entries(npz, repeats), notes=_unsaid(npz), count=len(npz.names))
+
+
+def _unsaid(npz: Npz) -> tuple[str, ...]:
+    """A sentence on integers beside float32 whose format or scale nothing says, as a CVI board writes them.
+
+    Names of `parity trace export` say it, by what stands behind the step or by nothing there.
+    """
+    formats = {key: npz.header(key).logical for key in npz.names}
+    unsaid = [key for key, name in formats.items() if name in RAW and not _NAME.fullmatch(key)]
+    if not unsaid or "float32" not in formats.values():
+        return ()
+    held = ", ".join(sorted({formats[key] for key in unsaid}))
+    return (
+        f"{len(unsaid)} arrays of {held} beside float32 ones, first {unsaid[0][:60]!r}, were taken "
+        "as raw integers; if a board wrote them, its sidecar (--manifest P_tensor_info.txt) tells bf16 bits "
+        "and the scales of int8",
+    )
 
 
 def _entries(npz: Npz, repeats: str) -> Iterator[Dumped]:

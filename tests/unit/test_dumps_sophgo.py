@@ -17,7 +17,7 @@ from parity.harness.errors import UserError
 from parity.targets.dumps import bmrt, cvi, soc
 from parity.targets.dumps.core import ReadOptions
 from parity.targets.dumps.cvi import four_dimensions, read_table
-from parity.targets.dumps.detect import detect
+from parity.targets.dumps.detect import detect, open_dump
 from parity.targets.dumps.formats import Format
 from parity.targets.dumps.signature import Port, read_signature
 
@@ -126,6 +126,26 @@ def test_integers_without_a_sidecar_are_not_guessed(tmp_path):
         (tmp_path / f"{name}_tensor_info.txt").write_text(TENSOR_INFO)
     with pytest.raises(UserError, match=r"2 files _tensor_info\.txt lie beside it"):
         samples.read("cvi-npz", path)
+
+
+def test_integers_of_a_plain_npz_are_said_to_be_raw(tmp_path):
+    path = samples.make_cvi(tmp_path)
+    (note,) = samples.read("npz", path).notes
+    assert "2 arrays of int8, uint16 beside float32 ones" in note
+    assert "--manifest" in note
+    assert samples.read("npz", samples.make_npz(tmp_path)).notes == ()
+    np.savez(tmp_path / "integers.npz", codes=CODES)
+    assert samples.read("npz", tmp_path / "integers.npz").notes == ()
+
+
+def test_a_sidecar_named_by_hand_is_used_or_refused(tmp_path):
+    path, sidecar = samples.make_cvi(tmp_path), tmp_path / "apart.txt"
+    (tmp_path / "out_tensor_info.txt").rename(sidecar)
+    assert (detect(path), detect(path, sidecar)) == ("npz", "cvi-npz")
+    contents = open_dump(path, None, ReadOptions(sidecar))
+    assert {entry.name: entry.dtype for entry in contents.entries}["/a/b_bf16"] == "bfloat16"
+    with pytest.raises(UserError, match=r"kind 'npz' takes none; those of kind cvi-npz, bmrt, raw, .* do"):
+        open_dump(path, "npz", ReadOptions(sidecar))
 
 
 def test_integers_that_the_sidecar_does_not_know_are_not_guessed(tmp_path):
