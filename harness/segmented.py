@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: What a hidden slot adds to a score: exp(-1e4) is exactly 0 in fp32, fp16 and bf16, and all can hold it.
 HIDDEN = -1.0e4
+#: The same where floats are wide: no finite garbage in a hidden slot outweighs it (fp16 takes it for -inf).
+FAR = -1.0e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class SegmentedSession:
     window: int | None = None
     isolated_sink: Sink | None = None
     repeat: bool = False
+    hidden: float = HIDDEN
     _isolated: Recorder | None = None
     _history: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
@@ -151,7 +154,7 @@ class SegmentedSession:
             return
         held = self.cache.positions(next(self.wiring.appends(segment.name)).cache)
         allowed = bookkeeping.attendable(positions, held, self.window)
-        values["mask"] = np.where(allowed, 0.0, HIDDEN).astype(np.float32)[:, None]
+        values["mask"] = np.where(allowed, 0.0, self.hidden).astype(np.float32)[:, None]
 
     def _isolate(
         self,

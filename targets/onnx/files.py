@@ -10,7 +10,7 @@ import numpy as np
 
 from parity.harness.case import Case, Port, Segment, Wiring
 from parity.harness.errors import UserError, did_you_mean
-from parity.harness.segmented import Recorded
+from parity.harness.segmented import FAR, Recorded
 from parity.harness.target import Facts, Options, Session, Unobserved
 from parity.harness.values import Values
 
@@ -78,7 +78,7 @@ def _folder_session(case: Case, folder: Path, runtime: Runtime, reference: Value
             "ignored_outputs": {name: list(n.ignored) for name, n in names.items() if n.ignored},
         },
     )
-    return assemble(case, wiring, executor, rows, facts, reference, static=static, rope=rope)
+    return assemble(case, wiring, executor, rows, facts, reference, static=static, rope=rope, hidden=FAR)
 
 
 def _rope(folder: Path, wiring: Wiring) -> shipped_rope.ShippedRope | None:

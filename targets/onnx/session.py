@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from parity.harness.case import Case, Step, Wiring, plan
-from parity.harness.segmented import Executor, Rope, SegmentedSession
+from parity.harness.segmented import HIDDEN, Executor, Rope, SegmentedSession
 from parity.harness.target import Facts, Session, Unobserved
 from parity.harness.values import Values, records_of
 
@@ -49,10 +49,11 @@ def assemble(
     *,
     static: bool = True,
     rope: Rope | None = None,
+    hidden: float = HIDDEN,
 ) -> Session:
     """The session over segments, its prompt prefilled on the host where the layout says so.
 
-    `rope` gives the rotary rows; None: the case's own table does.
+    `rope` gives the rotary rows; None: the case's own table does. `hidden` is added to hidden scores.
     """
     cache = WindowCache(case.scenario.batch, rows.rows, static=static)
     inner = SegmentedSession(
@@ -62,6 +63,7 @@ def assemble(
         rope=rope or RopeTable(case, torch.float32),
         facts=facts,
         window=case.scenario.policy.window,
+        hidden=hidden,
     )
     if not rows.hosted:
         return inner

@@ -65,15 +65,24 @@ def test_a_reordered_sum_is_no_divergence(hold: Any, monkeypatch: pytest.MonkeyP
     assert comparison.worst.error, "the sums were not reordered at all"
 
 
-def test_finite_garbage_in_hidden_slots_is_no_divergence(hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cand", "garbage"),
+    [
+        *((cand, size) for cand in ("onnx", "segmented", "segmented:bf16") for size in (3.75, -2e4)),
+        ("segmented:fp16", 3.75),  # the product with 2e4 is no finite number in fp16
+    ],
+)
+def test_finite_garbage_in_hidden_slots_is_no_divergence(
+    cand: str, garbage: float, hold: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = caches.WindowCache.view
 
     def view(self: Any, cache: str) -> np.ndarray:
         rows = original(self, cache).copy()
         hidden = self.positions(cache) < 0
-        rows[np.nonzero(hidden)[0], :, np.nonzero(hidden)[1]] = 3.75
+        rows[np.nonzero(hidden)[0], :, np.nonzero(hidden)[1]] = garbage
         return rows
 
     monkeypatch.setattr(caches.WindowCache, "view", view)
-    comparison = hold("onnx", scenario="batch3")
+    comparison = hold(cand, scenario="batch3")
     assert comparison.verdict == "parity", comparison.first
