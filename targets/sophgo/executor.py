@@ -83,38 +83,49 @@ class SimExecutor:
 
 @dataclass
 class InterpreterExecutor:
-    """Every segment in an interpreter of its own, at one level of the compiler."""
+    """Every segment in an interpreter of its own, at one level of the compiler.
+
+    `held`: segment -> ONNX value -> the tensor that holds it at this level.
+    """
 
     graphs: Mapping[str, ChipGraph]
-    artefacts: Mapping[str, Artefact]
+    held: Mapping[str, Mapping[str, str]]
     interpreters: Mapping[str, Interpreter]
     rank: Mapping[str, int]
-    level: str
 
     def shown(self) -> set[str]:
         """Taps that have a tensor of their own at this level."""
         found = {port.value for graph in self.graphs.values() for port in graph.segment.outputs}
-        for name, artefact in self.artefacts.items():
-            inner = self.graphs[name].inner
-            held = tensor_values(artefact, self.level).values()
-            found |= {plain(value) for value in held if value in inner}
+        for name in self.graphs:
+            found |= {plain(value) for value in self._inner(name).values()}
         return found
 
     def call(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Sequence[Recorded]:
         """Outputs by position, taps by name."""
-        graph, artefact = self.graphs[segment], self.artefacts[segment]
+        graph, held = self.graphs[segment], self.held[segment]
         found = self.interpreters[segment].call({name: _fed(array) for name, array in inputs.items()})
-        at = {row["onnx"]: row[self.level] for row in artefact.manifest["values"]}
-        shown = [recorded(graph, value, found[at[value]]) for value in graph.outputs]
-        for name, value in tensor_values(artefact, self.level).items():
-            if value in graph.inner and name in found:
+        shown = [recorded(graph, value, found[held[value]]) for value in graph.outputs]
+        for name, value in self._inner(segment).items():
+            if name in found:
                 shown.append(recorded(graph, value, found[name]))
         return sorted(shown, key=lambda item: self.rank.get(item.tap, len(self.rank)))
+
+    def _inner(self, segment: str) -> dict[str, str]:
+        """Tensor -> the value inside that it holds; of several, the one with a tap that comes first."""
+        graph, table = self.graphs[segment], dict[str, str]()
+        for value, name in sorted(self.held[segment].items(), key=lambda item: item[0] not in graph.taps):
+            table.setdefault(name, value)
+        return {name: value for name, value in table.items() if value in graph.inner}
 
     def close(self) -> None:
         """End every interpreter."""
         for interpreter in self.interpreters.values():
             interpreter.close()
+
+
+def values_at(artefact: Artefact, level: str) -> dict[str, str]:
+    """ONNX value -> the compiler's tensor that holds it at a level (top, tpu, final)."""
+    return {row["onnx"]: row[level] for row in artefact.manifest["values"] if row[level] is not None}
 
 
 def tensor_values(artefact: Artefact, level: str) -> dict[str, str]:

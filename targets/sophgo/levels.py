@@ -22,7 +22,11 @@ from ..onnx.session import CachePlan
 from .asked import Asked
 from .calibrating import Inputs, calibration_tables, segment_inputs
 from .compile import Artefact, CompileJob, Interpreter, compile_model
-from .executor import InterpreterExecutor, SimExecutor
+from .compile.job import Top
+from .compile.mlir import read_graph
+from .compile.names import holding
+from .compile.top import convert
+from .executor import InterpreterExecutor, SimExecutor, values_at
 from .graphs import ChipGraph, graphs, plain
 from .runner.client import Device
 from .toolchain import Toolchain, installed
@@ -127,6 +131,8 @@ def _level(
     with ExitStack() as stack:
         stack.callback(onnx.close)
         toolchain = installed()
+        if asked.level == "top":
+            return _float(made, converted(made, toolchain, cache, progress), toolchain, rank, cache)
         tables = calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
         artefacts = compiled(asked, made, tables, toolchain, cache, progress)
     return _loaded(asked, made, artefacts, toolchain, rank, cache)
@@ -161,6 +167,36 @@ def compiled(
     return artefacts
 
 
+def converted(
+    made: Mapping[str, ChipGraph], toolchain: Toolchain, cache: Path, progress: Progress
+) -> dict[str, Top]:
+    """Every segment's float graph: what the compiler starts from, whatever it makes of it later."""
+    tops = {}
+    with progress.stage("converting", len(made)) as bar:
+        for name, graph in made.items():
+            tops[name] = convert(name, graph.clean, toolchain, cache / "sophgo", taps=graph.taps)
+            bar.advance()
+    return tops
+
+
+def _float(
+    made: Mapping[str, ChipGraph],
+    tops: Mapping[str, Top],
+    toolchain: Toolchain,
+    rank: Mapping[str, int],
+    cache: Path,
+) -> Level:
+    """The converter's graphs in the interpreter: nothing of chip and mode is in them."""
+    players, held = {}, {}
+    for name, top in tops.items():
+        players[name] = Interpreter(toolchain, top.mlir, cache / "sophgo" / "logs" / f"top-{name}")
+        held[name] = holding(read_graph(top.mlir), top.values, made[name].outputs)
+    interpreted = InterpreterExecutor(made, held, players, rank)
+    notes = tuple(dict.fromkeys(note for top in tops.values() for note in top.notes))
+    details = {"toolchain": toolchain.version, "instrumented": False}
+    return Level(interpreted, frozenset(interpreted.shown()), NO_TENSOR, notes, details)
+
+
 def _loaded(
     asked: Asked,
     made: Mapping[str, ChipGraph],
@@ -171,12 +207,13 @@ def _loaded(
 ) -> Level:
     logs = cache / "sophgo" / "logs"
     details = _details(asked, artefacts, toolchain)
-    if asked.level in ("top", "tpu"):
+    if asked.level == "tpu":
         players = {
-            name: Interpreter(toolchain, getattr(artefact, asked.level), logs / f"{asked.level}-{name}")
+            name: Interpreter(toolchain, artefact.tpu, logs / f"tpu-{name}")
             for name, artefact in artefacts.items()
         }
-        interpreted = InterpreterExecutor(made, artefacts, players, rank, asked.level)
+        held = {name: values_at(artefact, "tpu") for name, artefact in artefacts.items()}
+        interpreted = InterpreterExecutor(made, held, players, rank)
         return Level(interpreted, frozenset(interpreted.shown()), NO_TENSOR, _said(artefacts), details)
     files = {name: artefact.file for name, artefact in artefacts.items()}
     tapped = asked.level == "tapped"

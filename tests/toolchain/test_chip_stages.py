@@ -80,3 +80,21 @@ def test_a_model_of_ours_has_every_stage_within_what_its_format_explains(toolcha
     ]  # fmt: skip
     assert all(stage.verdict == "parity" and stage.compared for stage in found.stages)
     assert found.causes == ()
+
+
+def test_what_the_lowering_cannot_do_is_not_blamed_on_the_conversion(staged, tmp_path):
+    from onnx import TensorProto, checker, helper, save
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 32]) for name in "xy")
+    nodes = [helper.make_node("Sin", ["x"], ["s"]), helper.make_node("Relu", ["s"], ["y"])]
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(helper.make_graph(nodes, "sin", [x], [y]), opset_imports=opset, ir_version=8)
+    checker.check_model(model)
+    save(model, tmp_path / "sin.onnx")
+    draw = np.random.default_rng(0).standard_normal((4, 32), dtype=np.float32)
+    found = staged(str(tmp_path / "sin.onnx"), {"x": draw})
+    verdicts = {stage.name: stage.verdict for stage in found.stages}
+    assert verdicts["conversion"] == "parity"
+    assert found.verdict == "failed"
+    assert found.causes[0].name == "quantization"
+    assert "lowering" in found.causes[0].evidence

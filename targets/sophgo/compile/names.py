@@ -6,7 +6,7 @@ name as long as the tensor lives, casts are known by their operator, and outputs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -119,11 +119,7 @@ class Names:
         """By the tensor's own name; an output also by its place, where its name was lost in a cast."""
         if self.bound.get(value) in held:
             return self.bound[value]
-        if value not in self.outputs:
-            return None
-        graph, at = self._levels[level], self.outputs.index(value)
-        names = graph.list_of("outputs") or graph.returns
-        return names[at] if at < len(names) else None
+        return _output(self._levels[level], self.outputs.index(value)) if value in self.outputs else None
 
     def _source(self, op: Op, cast_of: Mapping[str, str]) -> str | None:
         """What a cast casts: through loads, which copy, and casts of casts."""
@@ -136,6 +132,21 @@ class Names:
     @cached_property
     def _loads(self) -> list[Op]:
         return [op for op in self.final.ops if op.kind == "tpu.Load"]
+
+
+def holding(graph: Graph, bound: Mapping[str, str], outputs: Sequence[str]) -> dict[str, str]:
+    """ONNX value -> the tensor that holds it in a graph, as `Names` would say of that graph alone."""
+    known = {name for name, *_ in tensors(graph)}
+    found = {value: name for value, name in bound.items() if name in known}
+    for at, value in enumerate(outputs):
+        if value not in found and (name := _output(graph, at)) is not None:
+            found[value] = name
+    return found
+
+
+def _output(graph: Graph, at: int) -> str | None:
+    names = graph.list_of("outputs") or graph.returns
+    return names[at] if at < len(names) else None
 
 
 def _fused(chain: Chain) -> dict[str, Any]:
