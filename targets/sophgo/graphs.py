@@ -6,8 +6,8 @@ without its further outputs; what only served them falls away with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -88,6 +88,19 @@ def without_taps(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelPr
     clean.graph.node.extend(reversed(nodes))
     onnx.checker.check_model(clean)
     return clean
+
+
+def with_taps(graph: ChipGraph, kept: Container[str]) -> ChipGraph:
+    """The same graph with those of its taps alone that are in `kept`."""
+    lost = {name for name in graph.inner if name not in kept}
+    if not lost:
+        return graph
+    model = onnx.load_model_from_string(graph.tapped)
+    outputs = [value for value in model.graph.output if value.name not in lost]
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
+    axes = {name: axis for name, axis in graph.axes.items() if name not in lost}
+    return replace(graph, tapped=model.SerializeToString(), axes=axes)
 
 
 def plain(value: str) -> str:

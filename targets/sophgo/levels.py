@@ -27,7 +27,7 @@ from .compile.mlir import read_graph
 from .compile.names import holding
 from .compile.top import convert
 from .executor import InterpreterExecutor, SimExecutor, values_at
-from .graphs import ChipGraph, graphs, plain
+from .graphs import ChipGraph, graphs, plain, with_taps
 from .runner.client import Device
 from .toolchain import Toolchain, installed
 
@@ -35,7 +35,7 @@ from .toolchain import Toolchain, installed
 ISOLATED_STEPS = 4
 #: Seconds of one segment on a simulator, and for each megabyte of its graph; measured on 2 cores.
 SECONDS = {"cvi": (0.02, 0.012), "bm": (1.0, 0.18)}
-FUSED = "fused away or overwritten on the chip; the level `tapped` shows it"
+FUSED = "fused away or overwritten on the chip; the level `tapped` may show it"
 NO_TENSOR = "fused into another operator by the compiler"
 
 
@@ -103,10 +103,18 @@ def whole_level(
     progress: Progress,
 ) -> Level:
     """The same for a graph that is called once, with these inputs."""
-    made = {graph.segment.name: graph}
     order = (*graph.segment.taps, *graph.outputs)
+    if asked.level == "tapped":
+        graph = _convertible(graph, installed(), cache, progress)
+    made = {graph.segment.name: graph}
     onnx = onnx_executor(made, options, order)
     return _level(asked, made, onnx, lambda: {graph.segment.name: [feed]}, order, cache, progress)
+
+
+def _convertible(graph: ChipGraph, toolchain: Toolchain, cache: Path, progress: Progress) -> ChipGraph:
+    """With those taps alone that the converter makes tensors of: it cannot hand out what it fuses."""
+    top = converted({graph.segment.name: graph}, toolchain, cache, progress)[graph.segment.name]
+    return with_taps(graph, top.values)
 
 
 def onnx_executor(made: Mapping[str, ChipGraph], options: Options, order: Sequence[str]) -> OnnxExecutor:
@@ -220,7 +228,8 @@ def _loaded(
     inner = asked.chip.family == "cvi" and not tapped
     device = Device(asked.chip.name, files, toolchain, log=logs / f"{asked.chip.name}.log", all_tensors=inner)
     simulated = SimExecutor(made, artefacts, device, rank, tapped)
-    return Level(simulated, frozenset(simulated.shown()), FUSED, _said(artefacts), details)
+    why = NO_TENSOR if tapped else FUSED
+    return Level(simulated, frozenset(simulated.shown()), why, _said(artefacts), details)
 
 
 def _details(asked: Asked, artefacts: Mapping[str, Artefact], toolchain: Toolchain) -> dict[str, Any]:

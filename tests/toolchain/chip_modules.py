@@ -38,6 +38,23 @@ class Head(nn.Module):
         return q * cos + half * sin
 
 
+class Mlp(nn.Module):
+    """Its norm and its GELU are several operators in ONNX, and one each to the compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.a, self.b = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(nn.functional.gelu(self.a(self.n(x))))
+
+
+def mlp() -> nn.Module:
+    """A feed-forward block."""
+    torch.manual_seed(0)
+    return Mlp()
+
+
 def expanded() -> nn.Module:
     """Grouped-query attention by expand: wrong from 512 rows on."""
     return Attention(grouped=False)

@@ -98,3 +98,19 @@ def test_what_the_lowering_cannot_do_is_not_blamed_on_the_conversion(staged, tmp
     assert found.verdict == "failed"
     assert found.causes[0].name == "quantization"
     assert "lowering" in found.causes[0].evidence
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_values_that_the_converter_fuses_are_left_out_of_the_instrumented_build(staged, tmp_path):
+    """An exported GELU is five operators, of which the converter makes one."""
+    import chip_modules
+
+    draw = {"x": np.random.default_rng(0).standard_normal((4, 32), dtype=np.float32)}
+    found = staged(to_onnx(chip_modules.mlp, draw, tmp_path / "mlp.onnx"), draw)
+    assert found.verdict == "parity"
+    instrumented = next(stage for stage in found.stages if stage.name == "instrumentation")
+    assert instrumented.verdict == "parity"
+    tapped = parity.run(model=str(tmp_path / "mlp.onnx"), inputs=draw, cand="cvi:tapped")["cvi:tapped"]
+    hidden = {row.tap for row in tapped.rows() if row.metrics is None}
+    assert {"/Div_output_0", "/Erf_output_0"} <= hidden
+    assert not {"/a/Gemm_output_0", "/Mul_1_output_0", "y"} & hidden
