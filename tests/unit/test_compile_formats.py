@@ -61,6 +61,13 @@ def test_what_a_qtable_asks_for_is_no_replacement():
     assert [(item.tensor, item.why) for item in found.kept] == [("s", "asked for by the qtable")]
 
 
+@pytest.mark.parametrize(("word", "got"), [("F32", "f16"), ("F16", "bf16"), ("INT8", "f16")])
+def test_what_a_qtable_asks_for_and_does_not_get_is_an_error(word, got):
+    tpu = graph(("tpu.MatMul", "p", "int8"), ("tpu.Add", "s", got))
+    with pytest.raises(CandidateError, match=f"qtable: the compiler computes s on bm1684x in {got} instead"):
+        read(tpu, "int8", "bm1684x", s=word)
+
+
 def test_int8_without_any_int8_is_an_error():
     with pytest.raises(CandidateError, match="computes p, s on cv181x in bf16 instead of int8"):
         read(graph(("tpu.MatMul", "p", "bf16"), ("tpu.Add", "s", "bf16")), "int8")

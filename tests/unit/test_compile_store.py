@@ -241,3 +241,26 @@ def test_a_full_disk_is_said_before_compiling(tmp_path):
     with pytest.raises(UserError, match=r"MB of disk and .* are free; make room"):
         check_space(tmp_path / "cache", estimate([1 << 50]))
     check_space(tmp_path / "cache", estimate([1 << 10]))
+
+
+@pytest.mark.parametrize(
+    ("chip", "mode", "word"),
+    [("cv181x", "int8", "F16"), ("cv181x", "int8", "F32"), ("cv181x", "bf16", "W4F16"),
+     ("bm1684x", "f16", "INT8")],
+)  # fmt: skip
+def test_a_format_that_the_chip_has_not_is_refused_before_anything_is_compiled(tmp_path, chip, mode, word):
+    table, qtable = tmp_path / "t.txt", tmp_path / "q.txt"
+    table.write_text("x 1 -1 1\n")
+    qtable.write_text(f"layer0.o_Add {word}\n")
+    job = replace(JOB, chip=chip, mode=mode, qtable=qtable, calibration=table if mode == "int8" else None)
+    with pytest.raises(UserError, match=f"asks for layer0.o_Add in {word}, which a build for {chip} in"):
+        stored_artefact(job, "d", TOOLCHAIN, tmp_path)
+
+
+@pytest.mark.parametrize("word", ["BF16", "INT8"])
+def test_a_format_that_the_chip_has_is_taken(tmp_path, word):
+    table, qtable = tmp_path / "t.txt", tmp_path / "q.txt"
+    table.write_text("x 1 -1 1\n")
+    qtable.write_text(f"layer0.o_Add {word}\n")
+    job = replace(JOB, chip="cv181x", mode="int8", qtable=qtable, calibration=table)
+    assert stored_artefact(job, "d", TOOLCHAIN, tmp_path) is None

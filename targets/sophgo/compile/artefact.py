@@ -15,6 +15,7 @@ from . import arguments, manifest
 from .chips import Chip, Mode
 from .finding import Finding
 from .job import Artefact, CompileJob, sha256
+from .tables import check_formats, read_qtable
 
 if TYPE_CHECKING:
     from ..toolchain import Toolchain
@@ -63,7 +64,7 @@ def compile_model(
 def stored_artefact(job: CompileJob, onnx_digest: str, toolchain: Toolchain, cache: Path) -> Artefact | None:
     """The artefact of a job whose graph has this digest (SHA-256), if it lies whole in the cache."""
     chip, mode, _ = job.checked()
-    _check_tables(job, mode)
+    _check_tables(job, chip, mode)
     return artefact_in(place_of(job, onnx_digest, toolchain, cache), chip, job.name)
 
 
@@ -97,7 +98,7 @@ def _warn(job: CompileJob, findings: Sequence[Finding], progress: Progress) -> N
         progress.say(f"{job.name}: {finding}")
 
 
-def _check_tables(job: CompileJob, mode: Mode) -> None:
+def _check_tables(job: CompileJob, chip: Chip, mode: Mode) -> None:
     if mode.calibrated and job.calibration is None:
         raise UserError(
             f"calibration: mode {mode.name} needs the ranges of the activations; "
@@ -105,6 +106,8 @@ def _check_tables(job: CompileJob, mode: Mode) -> None:
         )
     if not mode.calibrated and job.calibration is not None:
         raise UserError(f"calibration={str(job.calibration)!r}: mode {mode.name} takes none; leave it out")
+    if job.qtable is not None:
+        check_formats(job.qtable, read_qtable(job.qtable), chip, mode)
 
 
 def place_of(job: CompileJob, onnx_digest: str, toolchain: Toolchain, cache: Path) -> Path:

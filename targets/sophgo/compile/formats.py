@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from parity.harness.errors import CandidateError
 
-from .chips import Chip, Mode
+from .chips import MODES, Chip, Mode
 from .mlir import Graph, Op
 from .names import is_cast, tensors
 
@@ -47,9 +47,10 @@ def effective(tpu: Graph, top: Graph, chip: Chip, mode: Mode, qtable: Mapping[st
     """Read the formats back from the lowered graph.
 
     CandidateError with the list where the compiler put another format in the place of the one asked for;
-    what `qtable` (tensor -> format) asks for is no replacement.
+    what `qtable` (tensor -> format) asks for is none, unless that is replaced itself.
     """
     ops = list(_computing(tpu))
+    _check_asked(ops, chip, qtable)
     _check_replaced(ops, mode, chip, qtable)
     _check_weights(ops, top, mode, qtable)
     wanted = _names_of(mode)
@@ -92,6 +93,20 @@ def _check_replaced(ops: list[Op], mode: Mode, chip: Chip, qtable: Mapping[str, 
             f"mode={mode.name}: the compiler computes {_listed(replaced)} on {chip.name} in "
             f"{replaced[0].formats[0].name} instead of {mode.format}"
         )
+
+
+def _check_asked(ops: list[Op], chip: Chip, qtable: Mapping[str, str]) -> None:
+    """What the qtable names is in the format that it says; float32 in the place of a float is care here."""
+    for op in ops:
+        if op.name not in qtable:
+            continue
+        asked = MODES[qtable[op.name].lower()]
+        fine = _names_of(asked) if asked.calibrated else (*_names_of(asked), "f32")
+        if op.formats[0].name in _FLOATS and op.formats[0].name not in fine:
+            raise CandidateError(
+                f"qtable: the compiler computes {op.name} on {chip.name} in {op.formats[0].name} instead of "
+                f"{asked.format}"
+            )
 
 
 def _check_weights(ops: list[Op], top: Graph, mode: Mode, qtable: Mapping[str, str]) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 
 from parity.harness.errors import UserError
 
+from .chips import MODES, Chip, Mode
+
 _HEAD = re.compile(r"^#\s*(onnx|net|calibrator|samples):\s*(\S.*?)\s*$")
 #: Formats that a qtable may name, in the compiler's words.
 QTABLE_FORMATS = ("F32", "F16", "BF16", "INT8", "W8F16", "W8BF16", "W4F16", "W4BF16")
@@ -137,6 +139,17 @@ def write_qtable(path: Path, table: Mapping[str, str]) -> None:
         "# op_name quantize_mode\n" + "".join(f"{name} {word}\n" for name, word in table.items()),
         encoding="utf-8",
     )
+
+
+def check_formats(path: Path, table: Mapping[str, str], chip: Chip, mode: Mode) -> None:
+    """UserError for formats that are not there: the compiler replaces them without a word."""
+    has = [name for name in chip.modes if mode.calibrated or not MODES[name].calibrated]
+    for name, word in table.items():
+        if word.lower() not in has:
+            raise UserError(
+                f"qtable={str(path)!r}: asks for {name} in {word}, which a build for {chip.name} in "
+                f"{mode.name} has not; it has {', '.join(has).upper()}"
+            )
 
 
 def check_qtable(path: Path, table: Mapping[str, str], known: Iterable[str]) -> None:
