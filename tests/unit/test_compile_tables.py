@@ -72,6 +72,13 @@ def test_what_is_no_table_is_refused_with_its_line(tmp_path, text, said):
         read_calibration(tmp_path / "t.txt")
 
 
+@pytest.mark.parametrize("row", ["nan -1 1", "inf -1 1", "-1.0 -1 1", "1.0 nan 1", "1.0 -1 inf"])
+def test_numbers_that_are_no_range_are_refused_with_their_line(tmp_path, row):
+    (tmp_path / "t.txt").write_text(f"w 1 -1 1\nx {row}\n")
+    with pytest.raises(UserError, match=f"line 2 is 'x {row}', whose numbers should be finite"):
+        read_calibration(tmp_path / "t.txt")
+
+
 def test_a_table_that_is_not_there_or_no_text_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_calibration(tmp_path / "none.txt")

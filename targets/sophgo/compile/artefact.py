@@ -15,7 +15,7 @@ from . import arguments, manifest
 from .chips import Chip, Mode
 from .finding import Finding
 from .job import Artefact, CompileJob, sha256
-from .tables import check_formats, read_qtable
+from .tables import check_formats, read_calibration, read_qtable
 
 if TYPE_CHECKING:
     from ..toolchain import Toolchain
@@ -106,6 +106,8 @@ def _check_tables(job: CompileJob, chip: Chip, mode: Mode) -> None:
         )
     if not mode.calibrated and job.calibration is not None:
         raise UserError(f"calibration={str(job.calibration)!r}: mode {mode.name} takes none; leave it out")
+    if job.calibration is not None:
+        read_calibration(job.calibration)
     if job.qtable is not None:
         check_formats(job.qtable, read_qtable(job.qtable), chip, mode)
 

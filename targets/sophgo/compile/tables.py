@@ -91,6 +91,11 @@ def read_calibration(path: Path) -> Calibration:
                 f"calibration={str(path)!r}: line {number} is {line[:80]!r}, should be "
                 "`name threshold min max`"
             ) from None
+        if not np.isfinite((threshold, low, high)).all() or threshold < 0:
+            raise UserError(
+                f"calibration={str(path)!r}: line {number} is {line[:80]!r}, whose numbers should be finite "
+                "and whose threshold no less than 0; calibrate again"
+            )
         thresholds[name] = Threshold(threshold, low, high)
     if not thresholds:
         raise UserError(f"calibration={str(path)!r}: holds no thresholds")
