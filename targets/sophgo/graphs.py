@@ -6,7 +6,7 @@ without its further outputs; what only served them falls away with them.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,12 +90,18 @@ def without_taps(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelPr
     return clean
 
 
-def with_taps(graph: ChipGraph, kept: Container[str]) -> ChipGraph:
-    """The same graph with those of its taps alone that are in `kept`."""
-    lost = {name for name in graph.inner if name not in kept}
-    if not lost:
-        return graph
+def with_taps(graph: ChipGraph, kept: Collection[str]) -> ChipGraph:
+    """The same graph with those of its taps alone that are in `kept`, or a copy of what is."""
     model = onnx.load_model_from_string(graph.tapped)
+    copies = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+
+    def source(name: str) -> str:
+        while name in copies:
+            name = copies[name]
+        return name
+
+    known = {source(name) for name in (*kept, *graph.outputs)}
+    lost = {name for name in graph.inner if name not in kept and source(name) not in known}
     outputs = [value for value in model.graph.output if value.name not in lost]
     del model.graph.output[:]
     model.graph.output.extend(outputs)

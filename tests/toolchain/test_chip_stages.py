@@ -114,3 +114,11 @@ def test_values_that_the_converter_fuses_are_left_out_of_the_instrumented_build(
     hidden = {row.tap for row in tapped.rows() if row.metrics is None}
     assert {"/Div_output_0", "/Erf_output_0"} <= hidden
     assert not {"/a/Gemm_output_0", "/Mul_1_output_0", "y"} & hidden
+
+
+def test_the_instrumented_build_shows_every_module_also_the_one_that_ends_the_model(toolchain, monkeypatch):
+    monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parent))
+    draw = {"x": np.random.default_rng(0).standard_normal((4, 32), dtype=np.float32)}
+    found = parity.run(model="chip_modules:mlp", inputs=draw, cand="cvi:tapped")["cvi:tapped"]
+    seen = {row.tap for row in found.rows() if row.metrics is not None}
+    assert seen == {"module:n", "module:a", "module:b", "output"}
