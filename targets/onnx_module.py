@@ -26,7 +26,7 @@ from parity.harness.tracer import trace_tensor
 from .module_export import Flat, export
 from .onnx.export import check_opset
 from .onnx.graph_model import OnnxGraph
-from .onnx.graph_session import WholeSession, graph_session
+from .onnx.graph_session import GraphSession, graph_session
 from .onnx.runtime import Runtime
 from .onnx.target import parse_arg
 
@@ -132,7 +132,7 @@ class OnnxModuleTarget:
         reference: Values | None,
         workdir: Path,
         progress: Progress,
-    ) -> OnnxModuleSession | WholeSession:
+    ) -> OnnxModuleSession | GraphSession:
         """Export or read, load, and find out which taps the graph can show."""
         asked = parse_arg(arg)
         runtime = Runtime(options.threads, asked.level, options.device or "cpu")

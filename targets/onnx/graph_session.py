@@ -25,7 +25,7 @@ WHOLE = "net"
 
 
 @dataclass
-class WholeSession:
+class GraphSession:
     """One call of a whole graph, whatever executes it."""
 
     executor: Executor
@@ -69,7 +69,7 @@ def graph_build(graph: OnnxGraph, folder: Path) -> tuple[Segment, Build, dict[st
     return whole_segment(graph.inputs, graph.outputs, list(values)), build, shapes
 
 
-def graph_session(case: ModuleCase, runtime: Runtime, folder: Path) -> WholeSession:
+def graph_session(case: ModuleCase, runtime: Runtime, folder: Path) -> GraphSession:
     """The graph in ONNX Runtime."""
     graph = case.module
     assert isinstance(graph, OnnxGraph)
@@ -80,4 +80,4 @@ def graph_session(case: ModuleCase, runtime: Runtime, folder: Path) -> WholeSess
         layout="call",
         details={**runtime.facts(), "opset": build.opset, "file": graph.path.name},
     )
-    return WholeSession(executor, dict(case.inputs), facts)
+    return GraphSession(executor, dict(case.inputs), facts)

@@ -37,8 +37,6 @@ def file_session(
 ) -> Session:
     """Load the files and say how they are run; UserError for what does not fit the model or the scenario."""
     assert asked.path is not None
-    if options.segments is not None:
-        raise UserError("segments: files are run as they are; leave --segments out")
     wiring = case.model.wiring
     files = _files(name, asked, wiring)
     log = (cache / "sophgo" / "logs" / f"{asked.chip.name}-files.log").resolve()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,13 @@ def prepare_level(
     with progress.stage("exporting", 1) as bar:
         made = graphs(case, wiring, chosen, masked=rows.masked, rows=rows.rows, cache=cache / "onnx")
         bar.advance()
-    onnx = onnx_executor(made, options, case.model.taps)
+
+    def onnx() -> OnnxExecutor:
+        return onnx_executor(made, options, case.model.taps)
 
     def samples() -> dict[str, list[Inputs]]:
-        return segment_inputs(case, wiring, rows, onnx, reference)
+        with closing(onnx()) as executor:
+            return segment_inputs(case, wiring, rows, executor, reference)
 
     if asked.level in ("sim", "tapped"):
         progress.say(_expectation(case, asked, made))
@@ -107,7 +111,7 @@ def whole_level(
     if asked.level == "tapped":
         graph = _convertible(graph, installed(), cache, progress)
     made = {graph.segment.name: graph}
-    onnx = onnx_executor(made, options, order)
+    onnx = partial(onnx_executor, made, options, order)
     return _level(asked, made, onnx, lambda: {graph.segment.name: [feed]}, order, cache, progress)
 
 
@@ -127,7 +131,7 @@ def onnx_executor(made: Mapping[str, ChipGraph], options: Options, order: Sequen
 def _level(
     asked: Asked,
     made: Mapping[str, ChipGraph],
-    onnx: OnnxExecutor,
+    onnx: Callable[[], OnnxExecutor],
     samples: Callable[[], Mapping[str, Sequence[Inputs]]],
     order: Sequence[str],
     cache: Path,
@@ -135,14 +139,12 @@ def _level(
 ) -> Level:
     rank = {plain(tap): at for at, tap in enumerate(order)}
     if asked.level == "onnx":
-        return Level(onnx, frozenset(rank), details=Runtime().facts())
-    with ExitStack() as stack:
-        stack.callback(onnx.close)
-        toolchain = installed()
-        if asked.level == "top":
-            return _float(made, converted(made, toolchain, cache, progress), toolchain, rank, cache)
-        tables = calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
-        artefacts = compiled(asked, made, tables, toolchain, cache, progress)
+        return Level(onnx(), frozenset(rank), details=Runtime().facts())
+    toolchain = installed()
+    if asked.level == "top":
+        return _float(made, converted(made, toolchain, cache, progress), toolchain, rank, cache)
+    tables = calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
+    artefacts = compiled(asked, made, tables, toolchain, cache, progress)
     return _loaded(asked, made, artefacts, toolchain, rank, cache)
 
 

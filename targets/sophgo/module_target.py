@@ -21,7 +21,7 @@ from parity.harness.values import Values
 from ..module_export import export
 from ..onnx.build import Build
 from ..onnx.graph_model import OnnxGraph
-from ..onnx.graph_session import WHOLE, WholeSession, graph_build, whole_segment
+from ..onnx.graph_session import WHOLE, GraphSession, graph_build, whole_segment
 from ..onnx_module import arrays
 from .graphs import OPSET, ChipGraph, chip_graph
 from .levels import whole_level
@@ -62,7 +62,7 @@ class ChipModuleTarget:
         reference: Values | None,
         workdir: Path,
         progress: Progress,
-    ) -> WholeSession:
+    ) -> GraphSession:
         """Export the module, or take the graph, compile it and load it."""
         asked = self._chip.asked(arg)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class ChipModuleTarget:
                 "level": asked.level,
             },
         )
-        return WholeSession(level.executor, feed, facts)
+        return GraphSession(level.executor, feed, facts)
 
 
 def _whole(case: ModuleCase, options: Options, folder: Path) -> tuple[ChipGraph, Mapping[str, np.ndarray]]:

@@ -12,7 +12,6 @@ from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options, Session, Unobserved
 from parity.harness.values import Values
 
-from ..onnx.build import choose_segments
 from ..onnx.session import CachePlan, assemble, plan_cache
 from .asked import LEVELS, Asked, parse_arg
 
@@ -53,6 +52,11 @@ class ChipTarget:
             raise UserError(
                 f"dtype={options.dtype!r}: a chip's number format is its mode; write {self.name}:{self.mode}"
             )
+        if options.segments is not None:
+            raise UserError(
+                f"segments={options.segments!r}: {self.name} runs all segments; compile some with "
+                "`parity compile --segments`"
+            )
         if options.device not in (None, "cpu"):
             raise UserError(f"device={options.device!r}: the simulator runs on the cpu; leave it out")
 
@@ -75,11 +79,6 @@ class ChipTarget:
             return file_session(self.name, case, asked, options, reference, workdir / "cache")
         rows = plan_cache(case, masked=asked.masked, reference=reference is not None)
         wiring = case.model.masked_wiring if rows.masked else case.model.wiring
-        if choose_segments(options.segments, wiring) != {s.name for s in wiring.segments}:
-            raise UserError(
-                f"segments={options.segments!r}: {self.name} runs all segments; compile some with "
-                "`parity compile --segments`"
-            )
         level = prepare_level(case, asked, wiring, rows, options, reference, workdir / "cache", progress)
         return assemble(case, wiring, level.executor, rows, _facts(case, asked, rows, level), reference)
 
