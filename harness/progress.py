@@ -33,3 +33,19 @@ class Silent:
 
     def say(self, line: str) -> None:
         """Nothing to say."""
+
+
+class Once:
+    """A progress that says every sentence once: several targets of a run may each find the same."""
+
+    def __init__(self, inner: Progress) -> None:
+        self._inner = inner
+        self._said: set[str] = set()
+
+    def stage(self, title: str, total: int) -> AbstractContextManager[Bar]:
+        return self._inner.stage(title, total)
+
+    def say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._inner.say(line)

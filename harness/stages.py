@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 from .compare import compare_runs, floors_from
 from .comparison import COMPARED, Cause, Comparison, Side, Stage
+from .judge import Floor
 from .progress import Progress, Silent
 from .rows import Rules
 from .tolerance import Tolerance
 
 if TYPE_CHECKING:
-    from .judge import Floor
     from .trace import Run
 
 INSTRUMENTATION = "instrumentation"
-AUTO, EXACT = Tolerance("auto"), Rules(Tolerance("exact"), {})
+EXACT = Rules(Tolerance("exact"), {})
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def hold_stages(played: Sequence[Played], *, progress: Progress | None = None) -
             else:
                 # What a stage that could not be run would have shown apart is charged to the next one.
                 after = replace(after, makes=" or ".join([*unseen, after.makes]))
-                moved = after.as_moved and not unseen and floors
-                found += _held(before, after, Rules(AUTO, floors) if moved else after.rules or EXACT)
+                moved = floors if after.as_moved and not unseen else {}
+                found += _held(before, after, _rules(after, moved))
                 floors, before, unseen = _moved(before, after), after, []
             bar.advance()
     return tuple(found)
@@ -85,12 +85,26 @@ def _place(stage: Stage) -> str:
     return f"{stage.tap}, step {stage.step}" + (f", {stage.slice}" if stage.slice else "")
 
 
+def _rules(after: Played, moved: Mapping[str, Floor]) -> Rules:
+    """Its own; a tap that was seen to move may move as much again."""
+    own = after.rules or EXACT
+    return Rules(own.tolerance, {**own.floors, **moved})
+
+
+def _of_two_builds(rules: Rules, own: Rules | None) -> Rules:
+    """What two builds may differ by, of which each may depart as far from what they are builds of."""
+    floors = dict(rules.floors)
+    for tap, floor in (own.floors if own else {}).items():
+        floors[tap] = floors[tap].merge(floor)
+    return Rules(rules.tolerance, {tap: Floor(2 * f.rms, 2 * f.peak) for tap, f in floors.items()})
+
+
 def _held(before: Played, after: Played, rules: Rules) -> list[Stage]:
     """The stage; a divergence is placed where its closer build shows it first."""
     stage = _stage(before, after, after.makes, rules)
     if after.closer is None or after.closer.run is None:
         return [stage]
-    effect = _stage(after, after.closer, INSTRUMENTATION, rules)
+    effect = _stage(after, after.closer, INSTRUMENTATION, _of_two_builds(rules, after.rules))
     if stage.verdict == "divergence":
         closer = _stage(before, after.closer, after.makes, rules)
         stage = closer if closer.verdict == "divergence" else stage

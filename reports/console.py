@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -23,6 +24,10 @@ VERDICT_STYLE = {
 }
 LEVEL_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 DEVIATES = "bold red"
+#: In place of a sentence that was printed before.
+ABOVE = "failed as said above"
+#: What comes before the path of a log in the sentences of the compilers' failures.
+LOG = "; the whole log: "
 #: Below this width the floor column goes and `where` moves under its row.
 NARROW = 110
 #: For terminals that cannot print the left character; one for one, so that styles stay in place.
@@ -52,6 +57,8 @@ class _Page:
         self.console = console
         self.width = max(console.width, 40)
         self.empty = True
+        #: Why a candidate did not run, in words that were printed already -> its label.
+        self.said: dict[str, str] = {}
 
     def gap(self) -> None:
         """One empty line, never two."""
@@ -80,7 +87,12 @@ class _Page:
         """The one line of a candidate."""
         verdict = comparison.verdict
         head = Text.assemble((f"{verdict.upper():<12}", VERDICT_STYLE[verdict]), "  ")
-        self.hang(head, "  |  ".join(_summary(comparison)))
+        failure = comparison.failure or comparison.refused
+        first = self.said.setdefault(_reason(failure), comparison.label) if failure else comparison.label
+        if first != comparison.label:
+            self.hang(head, f"{comparison.label}: as {first}, see above")
+        else:
+            self.hang(head, "  |  ".join(_summary(comparison)))
 
     def comparison(self, comparison: Comparison, *, limit: int, alone: bool) -> None:
         """Why, what must be known, the table, the tokens, what next."""
@@ -121,12 +133,18 @@ class _Page:
             self.entry("", f"and {len(comparison.culprits) - 8} more")
 
     def causes(self, comparison: Comparison) -> None:
-        """Every stage held against the one before, and named causes."""
+        """Every stage held against the one before, and named causes; reasons that stand above are short."""
         for at, stage in enumerate(comparison.stages):
             style = "bold red" if stage.verdict in ("divergence", "failed") else ""
-            self.entry("" if at else "stages", words.stage_sentence(stage), style)
+            failed = stage.verdict == "failed" and _reason(stage.reason) in self.said
+            known = replace(stage, reason=ABOVE) if failed else stage
+            self.entry("" if at else "stages", words.stage_sentence(known), style)
+        reasons = [stage.reason for stage in comparison.stages if _reason(stage.reason) in self.said]
         for cause in comparison.causes[:3]:
-            self.entry("why", words.cause_sentence(cause), "bold")
+            said = words.cause_sentence(cause)
+            for reason in filter(None, reasons):
+                said = said.replace(reason, ABOVE)
+            self.entry("why", said, "bold")
 
     def findings(self, comparison: Comparison) -> None:
         """Errors and warnings; notes are left to the page."""
@@ -188,6 +206,11 @@ class _Page:
             self.line(
                 Text.assemble((f"{kind:<10}", "dim"), (visible(str(path)), "bold" if kind == "html" else ""))
             )
+
+
+def _reason(failure: str) -> str:
+    """A failure without the path of its log: the same one in another build has another."""
+    return failure.partition(LOG)[0]
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:

@@ -17,7 +17,7 @@ from parity.harness.comparison import Comparison, Result, Side
 from parity.harness.errors import CandidateError, InconclusiveError, UserError
 from parity.harness.judge import Floor
 from parity.harness.mapping import TapMap, load_map
-from parity.harness.progress import Progress, Silent
+from parity.harness.progress import Once, Progress, Silent
 from parity.harness.rows import Rules
 from parity.harness.target import Spec, parse_spec, split_specs
 from parity.harness.tolerance import load_tolerance
@@ -70,7 +70,7 @@ def run(
     taps = options.pop("taps", ())
     request = Request(ref=ref, cand=names, taps=(taps,) if isinstance(taps, str) else tuple(taps), **options)
     folder = new_folder(out)
-    return _Driver(request, folder, progress or Silent()).run(report=report)
+    return _Driver(request, folder, Once(progress or Silent())).run(report=report)
 
 
 def new_folder(out: str | Path | None) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from parity.harness.comparison import Comparison, Finding
+from parity.harness.comparison import Comparison, Finding, Stage
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
 from parity.harness.rows import Rules
@@ -108,9 +108,24 @@ def with_stages(
         guilt = (cause,) if cause is not None and comparison.verdict != "parity" else ()
         causes = (*guilt, *comparison.causes)
         told = (*comparison.findings, *findings.get(id(comparison), ()))
-        comparison = replace(comparison, findings=told)
-        out.append(replace(comparison, stages=stages, causes=causes) if stage.own else comparison)
+        if stage.own:
+            told = (*told, *_disturbed(stages))
+            comparison = replace(comparison, stages=stages, causes=causes)
+        out.append(replace(comparison, findings=told))
     return out
+
+
+def _disturbed(stages: Sequence[Stage]) -> tuple[Finding, ...]:
+    """A warning where the build whose taps are outputs computes something else than the clean one."""
+    found = [stage for stage in stages if stage.name == INSTRUMENTATION and stage.verdict == "divergence"]
+    return tuple(
+        Finding(
+            "warning",
+            f"{stage.later} departs from {stage.earlier} first at {stage.tap}, step {stage.step}: with taps "
+            "as outputs the compiler builds something else, whose inner values may not be the clean build's",
+        )
+        for stage in found
+    )
 
 
 def _made_otherwise(dump: Played, own: Played) -> tuple[Finding, ...]:

@@ -15,7 +15,16 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from parity import registry
-from parity.harness.comparison import Comparison, Culprit, Finding, Result, Tokens, TokenStep
+from parity.harness.comparison import (
+    Cause,
+    Comparison,
+    Culprit,
+    Finding,
+    Result,
+    Stage,
+    Tokens,
+    TokenStep,
+)
 from parity.harness.errors import UserError
 from parity.reports import words
 from parity.reports.console import print_result
@@ -291,3 +300,26 @@ def test_a_result_of_stored_runs_prints_like_the_live_one(tmp_path: Path) -> Non
     for file, shown in zip(out, (result, stored), strict=True):
         print_result(shown, Console(file=file, width=120))
     assert out[0].getvalue() == out[1].getvalue()
+
+
+def test_why_candidates_of_one_compiler_failed_is_printed_once() -> None:
+    """The build with taps failed alike: only the path of its log differs."""
+    why = "net: the compiler failed in lowering at Sin s; the whole log: /cache/{}/log.txt"
+    text = why.format("one")
+    stages = (
+        Stage("conversion", "cvi/onnx", "cvi/top", "parity", tap="s", ratio=0.1, compared=2),
+        Stage("quantization", "cvi/top", "cvi/tpu", "failed", reason=text),
+        Stage("code generation", "cvi/top", "cvi", "failed", reason=text),
+    )
+    cause = Cause("", "quantization", f"{text}; before it, conversion changed no more than allowed")
+    made = [replace(factory.failed(), label=label, failure=text) for label in ("cvi/tpu", "cvi")]
+    made[1] = replace(made[1], stages=stages, causes=(cause,))
+    made.append(replace(factory.failed(), label="cvi/tapped", failure=why.format("two")))
+    lines = printed(*made, width=200).splitlines()
+    assert sum("lowering at Sin s" in line for line in lines) == 1
+    assert lines[0].split(maxsplit=1) == ["FAILED", f"cvi/tpu: {text}"]
+    assert lines[1].endswith("cvi: as cvi/tpu, see above")
+    assert lines[2].endswith("cvi/tapped: as cvi/tpu, see above")
+    told = "\n".join(lines)
+    assert "quantization (cvi/top to cvi/tpu): failed as said above" in told
+    assert "why       quantization: failed as said above; before it, conversion changed" in told

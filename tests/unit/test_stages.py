@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
+from parity.harness.compare import floors_from
 from parity.harness.rows import Rules
 from parity.harness.stages import INSTRUMENTATION, Played, guilty, hold_stages
 from parity.harness.tolerance import load_tolerance
@@ -102,6 +103,39 @@ def test_an_instrumented_build_places_what_the_plain_one_hides():
     stages = hold_stages([*played[:-1], replace(played[-1], closer=closer)])
     assert guilty(stages).tap == "b"
     assert names(stages)[-1] == (INSTRUMENTATION, "parity")
+
+
+def instrumented(*, sim, tapped, rules=BF16):
+    """Verdict of the instrumentation, where the clean build and the instrumented one move taps so."""
+    played = chain(sim=sim)
+    closer = Played("cvi/tapped", INSTRUMENTATION, factory.simple("tapped", changes=tapped))
+    stages = hold_stages([*played[:-1], replace(played[-1], rules=rules, closer=closer)])
+    return stages[-1]
+
+
+def test_two_builds_that_each_keep_to_what_is_allowed_do_not_depart_from_each_other():
+    one, two = moved(1e-3 + 6e-3), moved(1e-3 - 6e-3)
+    found = instrumented(sim=one, tapped=two)
+    assert (found.name, found.verdict) == (INSTRUMENTATION, "parity")
+    assert found.ratio is not None
+    assert 0.5 < found.ratio <= 1
+    assert instrumented(sim=one, tapped=moved(0.5)).verdict == "divergence"
+
+
+def test_a_tap_that_the_interpreter_hides_is_judged_by_the_candidates_own_floor():
+    """Both builds show `b`, the levels before do not: nobody saw it move, its format still explains it."""
+    hidden = [("b", step) for step in range(3)]
+    fused = [{"taps": "b", "reason": "fused", "steps": None}]
+    floors = floors_from(factory.simple("one"), [factory.simple("two", changes=moved(1e-3))])
+    played = chain(sim=moved(1e-3))
+    for at, name in ((2, "top"), (3, "tpu")):
+        run = factory.simple(name, changes=moved(1e-3 * (at - 2)), skip=hidden, unobserved=fused)
+        played[at] = replace(played[at], run=run)
+    closer = Played("cvi/tapped", INSTRUMENTATION, factory.simple("tapped", changes=moved(2e-3)))
+    auto = Rules(load_tolerance("auto"), floors)
+    stages = hold_stages([*played[:-1], replace(played[-1], rules=auto, closer=closer)])
+    assert names(stages)[-1] == (INSTRUMENTATION, "parity")
+    assert guilty(stages) is None
 
 
 def test_a_stage_that_cannot_be_looked_at_shares_the_blame_with_the_next():

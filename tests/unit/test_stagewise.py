@@ -8,8 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from parity.harness.progress import Silent
+from parity.harness.progress import Once, Silent
 from parity.harness.rows import Rules
+from parity.harness.stages import INSTRUMENTATION
 from parity.harness.target import parse_spec
 from parity.harness.tolerance import load_tolerance
 from parity.stagewise import HARDWARE, Planned, with_stages
@@ -63,6 +64,42 @@ def test_a_dump_of_other_artefacts_is_warned_of():
 @pytest.mark.parametrize("dump", [{"seg_0": "a"}, {}])
 def test_a_dump_of_the_same_artefacts_or_of_unsaid_ones_is_not(dump):
     assert warnings({"seg_0": "a", "seg_1": "b"}, dump) == [[], []]
+
+
+def test_an_instrumented_build_that_computes_something_else_is_warned_of_and_one_that_does_not_is_not():
+    reference = factory.simple("torch")
+    tapped = Planned(parse_spec("cvi/tapped=cvi:tapped"), INSTRUMENTATION, own=False)
+    told = {}
+    for name, changes in (("same", {}), ("other", {("b", 1): lambda values: values + 1})):
+        runs = {"cvi": factory.simple("cvi"), "cvi/tapped": factory.simple("cvi/tapped", changes=changes)}
+        found = [factory.compared(reference, run) for run in runs.values()]
+        fp32 = Rules(load_tolerance("fp32"), {})
+        done = with_stages(
+            (CHAIN[0], tapped),
+            found,
+            reference,
+            lambda one, runs=runs: (runs[one.candidate.run], None),
+            lambda run, fp32=fp32: fp32,
+            Silent(),
+        )
+        assert [stage.name for stage in done[0].stages] == ["code generation", INSTRUMENTATION]
+        told[name] = [said.text for said in done[0].findings if said.level == "warning"]
+    assert told["same"] == []
+    (text,) = told["other"]
+    assert "first at b, step 1" in text
+
+
+def test_a_sentence_that_every_level_finds_is_said_once():
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    once = Once(Listening())
+    for line in ("wrong: k", "wrong: v", "wrong: k"):
+        once.say(line)
+    assert said == ["wrong: k", "wrong: v"]
 
 
 def test_a_chip_that_does_not_say_its_artefacts_proves_nothing():
