@@ -148,6 +148,15 @@ def test_a_child_writes_at_home_in_its_work_folder(toolchain, tmp_path):
 
 
 @needs_host
+def test_a_kernel_is_built_in_the_work_folder_by_the_package_s_own_scripts(toolchain, tmp_path, monkeypatch):
+    """Every child may have to build one: without either variable the compiler dies of a null string."""
+    monkeypatch.chdir(tmp_path)
+    found = toolchain.environment("bm1688", Path("work"))
+    assert found["PWD"] == str(tmp_path / "work")
+    assert found["PPL_RUNTIME_PATH"] == str(toolchain.package / "cross_toolchains" / "ppl_compile" / "deps")
+
+
+@needs_host
 def test_programs_of_this_host_start_in_that_environment(toolchain, tmp_path):
     """The stock scripts' environment breaks even `ls`."""
     found = toolchain.environment("bm1684x", tmp_path)

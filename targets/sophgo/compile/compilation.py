@@ -49,7 +49,7 @@ class Compilation:
             for stage, command in self._stages():
                 ended = process.run(
                     [self.toolchain.tool("tpuc-opt"), *command],
-                    env=process.compiler_environment(self.toolchain, self.chip.name, folder),
+                    env=self.toolchain.environment(self.chip.name, folder),
                     cwd=folder,
                     log=folder / "log.txt",
                     beat=self.beat,

@@ -53,6 +53,10 @@ class Toolchain:
             # Without it a static constructor of the bm1684x backend reads getenv()'s NULL and dies.
             "PPL_PROJECT_ROOT": str(compiler),
             "PPL_CACHE_PATH": str(home / ".ppl"),
+            # For fused attention tpuc-opt builds a kernel with cmake: by the scripts below the one, in the
+            # folder that the other names, and without them it dies of a null string.
+            "PPL_RUNTIME_PATH": str(compiler / "deps"),
+            "PWD": str(workdir.absolute()),
             "HOME": str(home),
             "TMPDIR": str(temporary),
             "PYTHONDONTWRITEBYTECODE": "1",
