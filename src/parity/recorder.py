@@ -17,6 +17,7 @@ from parity.harness.case import Case, ModuleCase, Step, plan
 from parity.harness.errors import CandidateError, ParityError, UserError
 from parity.harness.progress import Progress
 from parity.harness.replay import Replayed, replay
+from parity.harness.room import no_room
 from parity.harness.size import admit, estimate
 from parity.harness.target import Options, Spec, Unobserved
 from parity.harness.trace import Run, RunWriter, Trace, TraceWriter
@@ -141,10 +142,15 @@ def _prepared(target: Target, job: Job, progress: Progress) -> Session:
         raise _broken(job, "could not be prepared", error) from error
 
 
-def _broken(job: Job, what: str, error: Exception) -> CandidateError:
-    """The candidate's own failure, with the place; `PARITY_DEBUG` shows the whole traceback."""
+def _broken(job: Job, what: str, error: Exception) -> ParityError:
+    """The candidate's own failure, with the place; `PARITY_DEBUG` shows the whole traceback.
+
+    A full disk is nobody's failure: it is said as one.
+    """
     if os.environ.get("PARITY_DEBUG"):
         traceback.print_exception(error)
+    if (said := no_room(error)) is not None:
+        return UserError(f"{job.spec.text}: {what}: {said}")
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}:{last.lineno}"
     return CandidateError(f"{job.spec.text}: {what}: {type(error).__name__}: {error} [{where}]")

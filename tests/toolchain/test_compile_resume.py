@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -230,3 +231,18 @@ def test_nothing_is_written_outside_of_the_cache(toolchain, tmp_path, monkeypatc
     compile_model(jobs("bm1684x", "f16")[0], toolchain, Path("cache"), Silent())
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "home"}
     assert list(home.iterdir()) == []
+
+
+def test_a_limit_on_the_size_of_files_is_one_sentence_and_leaves_nothing(toolchain, tmp_path):
+    """`ulimit -f`: the children are killed by a signal, this process gets an error number."""
+    (tmp_path / "limited.onnx").write_bytes(graphs.block())
+    words = ["compile", "limited.onnx", "--chip", "cv181x", "--out", "there"]
+    for size in (1 << 12, 1 << 16):
+        done = subprocess.run(
+            [sys.executable, "-c", "from parity.cli import main; main()", *words],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+            preexec_fn=lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert "File too large; files of this process may not grow that large" in done.stderr
+        assert not (tmp_path / "there").exists()

@@ -107,19 +107,24 @@ def _run(args: list[str]) -> int:
     except ParityError as error:
         click.echo(f"parity: {error}", err=True)
         return error.exit_code
-    except Exception:
+    except Exception as error:
         if os.environ.get("PARITY_DEBUG"):
             raise
-        return _internal_error()
+        return _unforeseen(error)
 
 
-def _internal_error() -> int:
-    """One paragraph for what nobody should ever see."""
+def _unforeseen(error: Exception) -> int:
+    """A full disk or a read-only place is the user's to mend; anything else nobody should ever see."""
     import traceback
 
-    kind, error, trail = sys.exc_info()
-    last = traceback.extract_tb(trail)[-1]
+    from parity.harness.room import no_room
+
+    if (said := no_room(error)) is not None:
+        click.echo(f"parity: {said}", err=True)
+        return said.exit_code
+
+    last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{os.path.basename(last.filename)}:{last.lineno}"
-    click.echo(f"parity: internal error: {kind.__name__ if kind else ''}: {error} ({place})", err=True)
+    click.echo(f"parity: internal error: {type(error).__name__}: {error} ({place})", err=True)
     click.echo("parity: this is a defect of parity; PARITY_DEBUG=1 shows the whole traceback", err=True)
     return 70

@@ -103,8 +103,11 @@ def _manifest(
 def _place(source: Path, place: Path) -> None:
     """Beside, then renamed: what a board or a run reads meanwhile stays whole."""
     beside = place.with_name(f".{place.name}.{os.getpid()}")
-    shutil.copyfile(source, beside)
-    beside.replace(place)
+    try:
+        shutil.copyfile(source, beside)
+        beside.replace(place)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _write(place: Path, data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shlex
 import signal
@@ -13,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from parity.harness.errors import UserError
+from parity.harness.room import said_no_room
 
 if TYPE_CHECKING:
     from ..toolchain import Toolchain
@@ -42,6 +46,7 @@ def run(
     """Run a child to its end and append what it was called with and what it printed to `log`.
 
     `beat` is called ten times a second while it runs; whatever it raises ends the child, as Ctrl-C does.
+    UserError where it ended because there was no room for what it wrote.
     """
     begin = time.perf_counter()
     words = [str(word) for word in command]
@@ -67,7 +72,16 @@ def run(
     with log.open("rb") as told:
         told.seek(start)
         output = told.read().decode(errors="replace")
+    if child.returncode:
+        _check_room(cwd, child.returncode, output)
     return Ended(child.returncode, output, time.perf_counter() - begin)
+
+
+def _check_room(cwd: Path, status: int, output: str) -> None:
+    if status == -signal.SIGXFSZ:
+        output = os.strerror(errno.EFBIG)
+    if (said := said_no_room(output)) is not None:
+        raise UserError(f"cache={str(cwd.parent)!r}: {said}")
 
 
 def worker(toolchain: Toolchain, name: str, *arguments: str) -> list[str]:
@@ -82,17 +96,6 @@ def worker_environment(toolchain: Toolchain, workdir: Path) -> dict[str, str]:
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-
-
-def compiler_environment(toolchain: Toolchain, chip: str, workdir: Path) -> dict[str, str]:
-    """The environment of `tpuc-opt` at work in `workdir`.
-
-    For fused attention it builds a kernel with cmake; the scripts for that are looked for below the one
-    variable, the work folder is read from the other, and without them it dies of a null string.
-    """
-    kernels = toolchain.package / "cross_toolchains" / "ppl_compile" / "deps"
-    own = {"PPL_RUNTIME_PATH": str(kernels), "PWD": str(workdir)}
-    return {**toolchain.environment(chip, workdir), **own}
 
 
 def ending(status: int) -> str:

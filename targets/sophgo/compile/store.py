@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from parity.harness.errors import UserError
+from parity.harness.room import no_room
 
 #: The last one to be written: a folder without it is not whole.
 MANIFEST = "manifest.json"
@@ -19,7 +20,10 @@ MANIFEST = "manifest.json"
 
 @contextmanager
 def fresh(cache: Path, name: str) -> Iterator[Path]:
-    """A work folder beside the finished ones; gone afterwards unless `publish` moved it."""
+    """A work folder beside the finished ones; gone afterwards unless `publish` moved it.
+
+    UserError where the cache cannot be written to, or there is no room left in it.
+    """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _sweep(cache)
@@ -30,6 +34,10 @@ def fresh(cache: Path, name: str) -> Iterator[Path]:
         ) from error
     try:
         yield folder
+    except OSError as error:
+        if (said := no_room(error, f"cache={str(cache)!r}")) is None:
+            raise
+        raise said from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
