@@ -30,6 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auditing import audit as audit
     from .compiling import compile_order as compile_order
     from .driver import run as run
     from .harness.comparison import Comparison as Comparison
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "run": ".driver",
     "compare_traces": ".stored",
+    "audit": ".auditing",
     "record": ".stages",
     "prefill": ".stages",
     "export": ".stages",

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run a reference and candidates, compare, judge, report",
     "record": "record one target into a trace file",
     "compare": "hold two stored runs against each other",
+    "audit": "say what a tolerance policy would miss, and where it would cry wolf",
     "report": "render a stored result again",
     "trace": "look into trace files",
     "targets": "list the ways of executing a case",
