@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from ..onnx.session import CachePlan
 from .asked import Asked
 from .calibrating import Inputs, calibration_tables, segment_inputs
 from .compile import Artefact, CompileJob, Interpreter, compile_model
+from .compile.estimate import announce
 from .compile.job import Top
 from .compile.mlir import read_graph
 from .compile.names import holding
 from .compile.top import convert
-from .executor import InterpreterExecutor, SimExecutor, values_at
+from .executor import InterpreterExecutor, SimExecutor
 from .graphs import ChipGraph, graphs, plain, with_taps
+from .interpreting import Instrumented, interpreted
 from .runner.client import Device
 from .toolchain import Toolchain, installed
 
@@ -143,8 +145,18 @@ def _level(
     toolchain = installed()
     if asked.level == "top":
         return _float(made, converted(made, toolchain, cache, progress), toolchain, rank, cache)
-    tables = calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
-    artefacts = compiled(asked, made, tables, toolchain, cache, progress)
+
+    def built(asked: Asked, made: Mapping[str, ChipGraph]) -> dict[str, Artefact]:
+        tables = calibration_tables(asked, made, samples, toolchain, cache / "sophgo", progress)
+        return compiled(asked, made, tables, toolchain, cache, progress)
+
+    def instrumented(name: str) -> tuple[ChipGraph, Artefact]:
+        graph = _convertible(made[name], toolchain, cache, progress)
+        return graph, built(replace(asked, level="tapped"), {name: graph})[name]
+
+    artefacts = built(asked, made)
+    if asked.level == "tpu":
+        return _quantized(asked, made, artefacts, instrumented, toolchain, rank, cache)
     return _loaded(asked, made, artefacts, toolchain, rank, cache)
 
 
@@ -156,23 +168,30 @@ def compiled(
     cache: Path,
     progress: Progress,
 ) -> dict[str, Artefact]:
-    """Every segment's artefact, from the cache where it was compiled before."""
+    """Every segment's artefact, from the cache where it was compiled before.
+
+    What the others will take is said first; UserError where the disk has no room for it.
+    """
+    tapped = asked.level == "tapped"
+    jobs = [
+        CompileJob(
+            name,
+            graph.tapped if tapped else graph.clean,
+            asked.chip.name,
+            asked.mode.name,
+            group_size=asked.group_size or None,
+            calibration=tables.get(name),
+            qtable=asked.qtable,
+            outputs=(*graph.outputs, *graph.inner) if tapped else graph.outputs,
+            taps=graph.taps,
+        )
+        for name, graph in made.items()
+    ]
+    announce(jobs, toolchain, cache / "sophgo", progress)
     artefacts = {}
     with progress.stage(f"compiling for {asked.chip.name} {asked.mode.name}", len(made)) as bar:
-        for name, graph in made.items():
-            tapped = asked.level == "tapped"
-            job = CompileJob(
-                name,
-                graph.tapped if tapped else graph.clean,
-                asked.chip.name,
-                asked.mode.name,
-                group_size=asked.group_size or None,
-                calibration=tables.get(name),
-                qtable=asked.qtable,
-                outputs=(*graph.outputs, *graph.inner) if tapped else graph.outputs,
-                taps=graph.taps,
-            )
-            artefacts[name] = compile_model(job, toolchain, cache / "sophgo", progress)
+        for job in jobs:
+            artefacts[job.name] = compile_model(job, toolchain, cache / "sophgo", progress)
             bar.advance()
     return artefacts
 
@@ -201,10 +220,27 @@ def _float(
     for name, top in tops.items():
         players[name] = Interpreter(toolchain, top.mlir, cache / "sophgo" / "logs" / f"top-{name}")
         held[name] = holding(read_graph(top.mlir), top.values, made[name].outputs)
-    interpreted = InterpreterExecutor(made, held, players, rank)
+    executor = InterpreterExecutor(made, held, players, rank)
     notes = tuple(dict.fromkeys(note for top in tops.values() for note in top.notes))
     details = {"toolchain": toolchain.version, "instrumented": False}
-    return Level(interpreted, frozenset(interpreted.shown()), NO_TENSOR, notes, details)
+    return Level(executor, frozenset(executor.shown()), NO_TENSOR, notes, details)
+
+
+def _quantized(
+    asked: Asked,
+    made: Mapping[str, ChipGraph],
+    artefacts: Mapping[str, Artefact],
+    instrumented: Instrumented,
+    toolchain: Toolchain,
+    rank: Mapping[str, int],
+    cache: Path,
+) -> Level:
+    """The quantized graphs in the interpreter; `stand_ins` in the details where others are in their place."""
+    found = interpreted(made, artefacts, instrumented, toolchain, cache / "sophgo" / "logs")
+    executor = InterpreterExecutor(found.graphs, found.held, found.players, rank)
+    details = {**_details(asked, artefacts, toolchain), "stand_ins": list(found.stand_ins)}
+    notes = (*_said(artefacts), *found.stand_ins)
+    return Level(executor, frozenset(executor.shown()), NO_TENSOR, notes, details)
 
 
 def _loaded(
@@ -217,14 +253,6 @@ def _loaded(
 ) -> Level:
     logs = cache / "sophgo" / "logs"
     details = _details(asked, artefacts, toolchain)
-    if asked.level == "tpu":
-        players = {
-            name: Interpreter(toolchain, artefact.tpu, logs / f"tpu-{name}")
-            for name, artefact in artefacts.items()
-        }
-        held = {name: values_at(artefact, "tpu") for name, artefact in artefacts.items()}
-        interpreted = InterpreterExecutor(made, held, players, rank)
-        return Level(interpreted, frozenset(interpreted.shown()), NO_TENSOR, _said(artefacts), details)
     files = {name: artefact.file for name, artefact in artefacts.items()}
     tapped = asked.level == "tapped"
     inner = asked.chip.family == "cvi" and not tapped

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import parity
 from parity.harness.comparison import Result
+from parity.harness.errors import UserError
+from parity.harness.progress import Silent
 from parity.harness.trace import Trace
 
 pytestmark = pytest.mark.slow
@@ -114,3 +118,32 @@ def test_bm1684x_runs_two_steps_unless_told_otherwise(toolchain, tmp_path):
     assert found.verdict == "parity", found.first
     assert max(row.step for row in found.rows()) == 2
     assert found.candidate.provenance["details"]["effective_formats"].get("f16", 0) > 10
+
+
+class Said(Silent):
+    """A progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_what_compiling_takes_is_said_before_it_begins_and_refused_where_the_disk_is_full(
+    toolchain, tmp_path, monkeypatch
+):
+    case = CASE | {"weights": "random:41", "steps": 1}
+    room = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1 << 20))
+    with monkeypatch.context() as full:
+        full.setattr("parity.targets.sophgo.compile.estimate.shutil", room)
+        with pytest.raises(UserError, match=r"compiling takes \d+ MB of disk and 1 are free; make room"):
+            parity.run(cand="cvi", out=tmp_path / "full", **case)
+    said = Said()
+    parity.run(cand="cvi", out=tmp_path / "out", progress=said, **case)
+    assert any(
+        re.match(r"\d to compile: about .* of memory each, \d+ MB of disk", line) for line in said.lines
+    )
+    again = Said()
+    parity.run(cand="cvi", out=tmp_path / "again", progress=again, **case)
+    assert not any("to compile" in line for line in again.lines)

@@ -10,14 +10,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from parity.harness.errors import UserError
+from parity.harness.progress import Silent
 from parity.targets.sophgo.compile import CompileJob, manifest, process, store
 from parity.targets.sophgo.compile.artefact import artefact_in, place_of, stored_artefact
 from parity.targets.sophgo.compile.chips import CHIPS
-from parity.targets.sophgo.compile.estimate import check_space, estimate
+from parity.targets.sophgo.compile.estimate import announce, check_space, estimate
 from parity.targets.sophgo.compile.job import sha256
 from parity.targets.sophgo.toolchain import Toolchain
 
@@ -241,6 +243,33 @@ def test_a_full_disk_is_said_before_compiling(tmp_path):
     with pytest.raises(UserError, match=r"MB of disk and .* are free; make room"):
         check_space(tmp_path / "cache", estimate([1 << 50]))
     check_space(tmp_path / "cache", estimate([1 << 10]))
+
+
+class Said(Silent):
+    """A progress that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_what_is_not_in_the_cache_is_announced_before_it_is_compiled(tmp_path):
+    said = Said()
+    announce([JOB, replace(JOB, name="seg_1")], TOOLCHAIN, tmp_path, said)
+    assert said.lines == [str(estimate([5, 5]))]
+    whole(place_of(JOB, sha256(b"graph"), TOOLCHAIN, tmp_path))
+    announce([JOB, replace(JOB, name="seg_1")], TOOLCHAIN, tmp_path, said)
+    assert said.lines[1:] == [str(estimate([5]))]
+    announce([JOB], TOOLCHAIN, tmp_path, said)
+    assert len(said.lines) == 2
+
+
+def test_what_the_disk_cannot_hold_is_refused_when_it_is_announced(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with pytest.raises(UserError, match=r"MB of disk and 1 are free; make room"):
+        announce([JOB], TOOLCHAIN, tmp_path, Said())
 
 
 @pytest.mark.parametrize(

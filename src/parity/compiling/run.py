@@ -144,12 +144,10 @@ class _Compilation:
         import os
 
         from parity.targets.sophgo.compile import compile_models, lint
-        from parity.targets.sophgo.compile.estimate import check_space, estimate
+        from parity.targets.sophgo.compile.estimate import announce
 
         parallel = os.cpu_count() or 1
-        need = estimate([len(job.graph()) for job in todo.values()], parallel=parallel)
-        self.progress.say(str(need))
-        check_space(self.cache, need)
+        announce(todo.values(), self.toolchain, self.cache, self.progress, parallel=parallel)
         if self.order.strict:
             self._refuse({n: lint(job.graph(), job.chip, job.mode, taps=job.taps) for n, job in todo.items()})
         made = compile_models(

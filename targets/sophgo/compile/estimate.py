@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parity.harness.errors import UserError
+from parity.harness.progress import Progress
+
+from .artefact import stored_artefact
+from .job import CompileJob, sha256
+
+if TYPE_CHECKING:
+    from ..toolchain import Toolchain
 
 _MB = 1 << 20
 #: Per MB of ONNX: seconds, memory of the largest child, disk while compiling, disk kept afterwards (MB).
@@ -39,6 +47,23 @@ def estimate(sizes: Sequence[int], *, parallel: int = 1) -> Estimate:
     largest = max(mbs, default=0.0)
     disk = sum(_LEAST_DISK + _KEPT * mb for mb in mbs) + parallel * _WORKING * largest
     return Estimate(len(sizes), seconds, _LEAST_MEMORY + _MEMORY * largest, disk)
+
+
+def announce(
+    jobs: Iterable[CompileJob], toolchain: Toolchain, cache: Path, progress: Progress, *, parallel: int = 1
+) -> None:
+    """Say what those jobs will take that are not in the cache; nothing where all of them are.
+
+    UserError where the cache's disk cannot hold it.
+    """
+    graphs = ((job, job.graph()) for job in jobs)
+    sizes = [
+        len(graph) for job, graph in graphs if stored_artefact(job, sha256(graph), toolchain, cache) is None
+    ]
+    if sizes:
+        need = estimate(sizes, parallel=parallel)
+        progress.say(str(need))
+        check_space(cache, need)
 
 
 def check_space(cache: Path, need: Estimate) -> None:
