@@ -30,7 +30,8 @@ class Played:
 
     `makes` is what happens between the stage before and this one (export, quantization ...), empty for the
     reference. `rules` judge it against that; `as_moved`: by as much as the stage before moved things itself,
-    where that was seen. `closer` is the same stage built so that it shows more taps.
+    where that was seen. `closer` is the same stage built so that it shows more taps. `stand_in`: what was
+    executed is not quite this stage, but what leads to that closer build.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Played:
     as_moved: bool = False
     closer: Played | None = None
     failure: str = ""
+    stand_in: bool = False
 
 
 def hold_stages(played: Sequence[Played], *, progress: Progress | None = None) -> tuple[Stage, ...]:
@@ -107,7 +109,11 @@ def _held(before: Played, after: Played, rules: Rules) -> list[Stage]:
     effect = _stage(after, after.closer, INSTRUMENTATION, _of_two_builds(rules, after.rules))
     if stage.verdict == "divergence":
         closer = _stage(before, after.closer, after.makes, rules)
-        stage = closer if closer.verdict == "divergence" else stage
+        if closer.verdict == "divergence":
+            stage = closer
+        elif before.stand_in:
+            # The stand-in leads to the closer build, which is right; what leads to this one was not seen.
+            stage = replace(stage, name=f"{before.makes} or {after.makes}")
     return [stage, effect]
 
 

@@ -109,7 +109,8 @@ def with_stages(
         causes = (*guilt, *comparison.causes)
         told = (*comparison.findings, *findings.get(id(comparison), ()))
         if stage.own:
-            told = (*told, *_disturbed(stages))
+            replaced = (text for one in played for text in _stand_ins(one.run))
+            told = (*told, *(Finding("warning", text) for text in replaced), *_disturbed(stages))
             comparison = replace(comparison, stages=stages, causes=causes)
         out.append(replace(comparison, findings=told))
     return out
@@ -154,4 +155,17 @@ def _played(stage: Planned, comparison: Comparison, runs: Runs, rules: Callable[
         return Played(comparison.label, stage.makes, None, failure=failure)
     run, isolated = runs(comparison)
     moved = stage.makes not in RULED
-    return Played(comparison.label, stage.makes, run, isolated, rules(run), as_moved=moved)
+    return Played(
+        comparison.label,
+        stage.makes,
+        run,
+        isolated,
+        rules(run),
+        as_moved=moved,
+        stand_in=bool(_stand_ins(run)),
+    )
+
+
+def _stand_ins(run: Run | None) -> tuple[str, ...]:
+    """What a stage executed in the place of what it should have, in sentences."""
+    return () if run is None else tuple(run.provenance.get("details", {}).get("stand_ins", ()))

@@ -138,6 +138,21 @@ def test_a_tap_that_the_interpreter_hides_is_judged_by_the_candidates_own_floor(
     assert guilty(stages) is None
 
 
+def stood_in(*, tapped):
+    """A wrong clean build behind an interpreter that could only be run for the instrumented one."""
+    played = chain(sim={**moved(1e-3), ("b", 1): nudge(3.0)})
+    played[3] = replace(played[3], stand_in=True)
+    closer = Played("cvi/tapped", INSTRUMENTATION, factory.simple("tapped", changes=tapped))
+    return hold_stages([*played[:-1], replace(played[-1], closer=closer)])
+
+
+def test_a_stand_in_for_the_interpreter_convicts_code_generation_only_of_what_it_leads_to():
+    same = guilty(stood_in(tapped={**moved(1e-3), ("a", 1): nudge(3.0)}))
+    assert (same.name, same.tap) == ("code generation", "a")
+    other = guilty(stood_in(tapped=moved(1e-3)))
+    assert (other.name, other.tap) == ("quantization or code generation", "b")
+
+
 def test_a_stage_that_cannot_be_looked_at_shares_the_blame_with_the_next():
     played = chain(sim=moved(3.0))
     played[3] = Played("cvi/tpu", "quantization", None, failure="the interpreter ended")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
@@ -20,6 +21,9 @@ from .mlir import read_graph
 
 if TYPE_CHECKING:
     from ..toolchain import Toolchain
+
+#: Seconds that a child which went silent has to end by itself.
+GRACE = 10.0
 
 
 class Interpreter:
@@ -101,6 +105,9 @@ class Interpreter:
             return {name: data[str(at)] for at, name in enumerate(names)}
 
     def _gone(self) -> CandidateError:
+        # What it ended by is known a moment after its last word; killing it then would hide that.
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(GRACE)
         self.close()
         return CandidateError(
             f"{self._mlir.name}: the interpreter ended ({process.ending(self._child.returncode)}); "
