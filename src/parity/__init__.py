@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .harness.tracer import tap_modules as tap_modules
     from .harness.tracer import trace_tensor as trace_tensor
     from .importing import import_dump as import_dump
+    from .powering import power as power
     from .stages import export as export
     from .stages import prefill as prefill
     from .stages import record as record
@@ -57,6 +58,7 @@ _NAMES = {
     "run": ".driver",
     "compare_traces": ".stored",
     "audit": ".auditing",
+    "power": ".powering",
     "record": ".stages",
     "prefill": ".stages",
     "export": ".stages",

@@ -14,6 +14,7 @@ COMMANDS = {
     "record": "record one target into a trace file",
     "compare": "hold two stored runs against each other",
     "audit": "say what a tolerance policy would miss, and where it would cry wolf",
+    "power": "say how small an error a run's tolerances would have caught",
     "report": "render a stored result again",
     "trace": "look into trace files",
     "targets": "list the ways of executing a case",
