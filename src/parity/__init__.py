@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .auditing import audit as audit
+    from .baselines import baseline_check as baseline_check
+    from .baselines import baseline_save as baseline_save
     from .compiling import compile_order as compile_order
     from .driver import run as run
     from .harness.comparison import Comparison as Comparison
@@ -59,6 +61,8 @@ _NAMES = {
     "compare_traces": ".stored",
     "audit": ".auditing",
     "power": ".powering",
+    "baseline_check": ".baselines",
+    "baseline_save": ".baselines",
     "record": ".stages",
     "prefill": ".stages",
     "export": ".stages",

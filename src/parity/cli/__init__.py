@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "hold two stored runs against each other",
     "audit": "say what a tolerance policy would miss, and where it would cry wolf",
     "power": "say how small an error a run's tolerances would have caught",
+    "baseline": "keep a result, say what got worse since",
     "report": "render a stored result again",
     "trace": "look into trace files",
     "targets": "list the ways of executing a case",
