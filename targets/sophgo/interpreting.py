@@ -20,6 +20,9 @@ from .executor import values_at
 from .graphs import ChipGraph
 from .toolchain import Toolchain
 
+#: Calls before an interpreter is believed: it writes beyond its tensors, and may outlive the first of them.
+PROBES = 3
+
 #: Segment -> its graph with what the compiler can hand out, and the artefact of the build that does.
 Instrumented = Callable[[str], tuple[ChipGraph, Artefact]]
 
@@ -72,10 +75,12 @@ def _stand_in(
 
 
 def _probed(toolchain: Toolchain, artefact: Artefact, log: Path) -> Interpreter:
-    """An interpreter that has answered once: what it crashes on is the graph, whatever is fed."""
+    """An interpreter that has answered: what it crashes on is the graph, whatever is fed."""
     player = Interpreter(toolchain, artefact.tpu, log)
+    zeros = {name: np.zeros(shape or (1,), np.float32) for name, shape in player.inputs.items()}
     try:
-        player.call({name: np.zeros(shape or (1,), np.float32) for name, shape in player.inputs.items()})
+        for _ in range(PROBES):
+            player.call(zeros)
     except BaseException:
         player.close()
         raise

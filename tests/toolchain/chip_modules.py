@@ -1,4 +1,4 @@
-"""Modules that the cv181x compiler takes and gets wrong, and one that it gets right."""
+"""Modules that the cv181x compiler takes and gets wrong, and some that it gets right."""
 
 from __future__ import annotations
 
@@ -21,6 +21,24 @@ class Attention(nn.Module):
         k = ks[:, :, None].expand(1, 2, 4, rows, 64).reshape(1, 8, rows, 64)
         v = vs[:, :, None].expand(1, 2, 4, rows, 64).reshape(1, 8, rows, 64)
         return torch.softmax(q @ k.transpose(2, 3) / 8, -1) @ v
+
+
+class Turned(nn.Module):
+    """A cache as it was written, and one new token: the compiler turns neither, and its interpreter crashes.
+
+    `repeated` adds keys that are repeated over many rows, which are miscompiled on their own.
+    """
+
+    def __init__(self, *, repeated: bool) -> None:
+        super().__init__()
+        self.repeated = repeated
+
+    def forward(self, q: Tensor, ks: Tensor, wide: Tensor) -> tuple[Tensor, Tensor]:
+        sums = wide * 2
+        if self.repeated:
+            k = wide[:, :, None].expand(1, 2, 4, 512, 64).reshape(1, 8, 512, 64)
+            sums = k @ torch.ones(64, 1)
+        return sums, q.transpose(1, 2) @ ks.permute(0, 2, 3, 1)
 
 
 class Head(nn.Module):
@@ -63,6 +81,16 @@ def expanded() -> nn.Module:
 def grouped() -> nn.Module:
     """The same mathematics by grouping queries: right."""
     return Attention(grouped=True)
+
+
+def turned() -> nn.Module:
+    """Wrong in the clean build, right with its taps as outputs."""
+    return Turned(repeated=False)
+
+
+def turned_and_repeated() -> nn.Module:
+    """Wrong in both, for a reason of its own."""
+    return Turned(repeated=True)
 
 
 def head() -> nn.Module:

@@ -30,12 +30,12 @@ def caches(rows: int) -> dict[str, np.ndarray]:
     return {name: draw.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
-def to_onnx(factory, inputs: dict[str, np.ndarray], path) -> str:
+def to_onnx(factory, inputs: dict[str, np.ndarray], path, outputs=("y",)) -> str:
     """As anyone exports a graph: values have the exporter's own names."""
     example = tuple(map(torch.from_numpy, inputs.values()))
     torch.onnx.export(
         factory(), example, str(path), dynamo=False, opset_version=17,
-        input_names=list(inputs), output_names=["y"],
+        input_names=list(inputs), output_names=list(outputs),
     )  # fmt: skip
     return str(path)
 
@@ -98,6 +98,37 @@ def test_what_the_lowering_cannot_do_is_not_blamed_on_the_conversion(staged, tmp
     assert found.verdict == "failed"
     assert found.causes[0].name == "quantization"
     assert "lowering" in found.causes[0].evidence
+
+
+def turned(rows: int = 512) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    shapes = {"q": (1, 1, 2, 64), "ks": (1, 16, 2, 64), "wide": (1, 2, rows, 64)}
+    return {name: draw.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("factory", "name", "tap"),
+    [
+        ("turned", "quantization or code generation", "o1"),
+        ("turned_and_repeated", "code generation", "/Reshape_output_0"),
+    ],
+)
+def test_where_the_interpreter_itself_crashes_the_instrumented_graph_stands_in(
+    staged, tmp_path, factory, name, tap
+):
+    """It names the stage where both builds are wrong alike; where only the clean one is, nobody saw which."""
+    import chip_modules
+
+    path = to_onnx(getattr(chip_modules, factory), turned(), tmp_path / "turned.onnx", ["o0", "o1"])
+    found = staged(path, turned())
+    tpu = next(stage for stage in found.stages if stage.name == "quantization")
+    assert tpu.verdict == "parity"
+    assert found.causes[0].name == name
+    assert found.causes[0].tap == tap
+    said = [finding.text for finding in found.findings if finding.level == "warning"]
+    assert any("interpreter crashes" in text and "killed by SIG" in text for text in said), said
+    assert not any("SIGKILL" in text for text in said)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

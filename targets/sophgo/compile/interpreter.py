@@ -75,7 +75,9 @@ class Interpreter:
         process.kill(self._child)
         self._answers.close()
         if self._child.stdin is not None:
-            self._child.stdin.close()
+            # What was written for a child that has gone is still in the buffer.
+            with suppress(BrokenPipeError):
+                self._child.stdin.close()
 
     def __enter__(self) -> Interpreter:
         return self
