@@ -30,6 +30,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bisecting import Bisection as Bisection
+    from .bisecting import bisect as bisect
     from .auditing import audit as audit
     from .baselines import baseline_check as baseline_check
     from .baselines import baseline_save as baseline_save
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "run": ".driver",
+    "bisect": ".bisecting",
     "compare_traces": ".stored",
     "audit": ".auditing",
     "power": ".powering",
@@ -68,6 +71,7 @@ _NAMES = {
     "export": ".stages",
     "import_dump": ".importing",
     "compile_order": ".compiling",
+    "Bisection": ".bisecting",
     "Comparison": ".harness.comparison",
     "Result": ".harness.comparison",
     "ParityError": ".harness.errors",

@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "run": "run a reference and candidates, compare, judge, report",
+    "bisect": "find the smallest set of parts that makes a candidate depart",
     "record": "record one target into a trace file",
     "compare": "hold two stored runs against each other",
     "audit": "say what a tolerance policy would miss, and where it would cry wolf",
