@@ -57,7 +57,9 @@ def sample(graph: bytes, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.dot(one.ravel(), other.ravel()) / np.linalg.norm(one) / np.linalg.norm(other))
+    """0 where one of them is nothing but zeros."""
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(np.dot(one.ravel(), other.ravel())) / (norms or 1.0)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,35 @@ def test_what_cv181x_aborts_on_is_one_sentence_with_the_operator_the_reason_and_
     text = str(failed.value)
     assert "\n" not in text
     assert Path(text.rpartition("the whole log: ")[2]).is_file()
+
+
+#: Graph, chip, mode, what the sentence says.
+ABORTS = {
+    "gelu-of-dynamo": (graphs.gelu("dynamo"), "cv181x", "bf16", "at Erf .*; write GELU as x "),
+    "gelu-scaled": (graphs.gelu("scaled"), "bm1684", "f32", "Erf.*; write GELU as x "),
+    "identity": (graphs.bare_output("identity"), "cv181x", "bf16", "the output is the input x as it comes"),
+    "cast": (graphs.bare_output("cast"), "bm1684x", "f16", "the output is the input x as it comes in"),
+    "joined": (graphs.bare_output("joined"), "bm1684x", "f16", "the output is the input x as it comes in"),
+    "input": (graphs.bare_output("input"), "bm1684x", "f16", "output x: is an input or a constant itself"),
+    "constant": (graphs.bare_output("constant"), "cv181x", "bf16", "the output is a constant, which"),
+    "weight": (graphs.bare_output("weight"), "bm1684x", "f16", "output z: is an input or a constant itself"),
+    "branch": (graphs.branch(fixed=False), "cv181x", "bf16", "; .*export a graph per branch"),
+    "loop": (graphs.loop(), "bm1684x", "f16", "; .*call the graph once per turn"),
+    "ceil": (graphs.alone("Ceil"), "cv181x", "bf16", "compute it on the host"),
+    "sinh": (graphs.alone("Sinh"), "cv181x", "bf16", "compute it on the host"),
+    "cosh": (graphs.alone("Cosh"), "bm1684", "f32", "compute it on the host"),
+    "acos": (graphs.alone("Acos"), "cv181x", "bf16", "compute it on the host"),
+    "l1": (graphs.alone("ReduceL1", axes=[-1]), "cv181x", "bf16", "compute it on the host"),
+    "picked": (graphs.picked(), "cv181x", "bf16", "hand out what it picks from"),
+}
+
+
+@pytest.mark.parametrize("form", ABORTS)
+def test_what_is_found_to_abort_does_and_the_sentence_says_what_to_write(toolchain, cache, form):
+    graph, chip, mode, said = ABORTS[form]
+    assert {finding.severity for finding in lint(graph, chip, mode)} == {"abort"}
+    with pytest.raises(CandidateError, match=said):
+        compile_model(CompileJob("form", graph, chip, mode), toolchain, cache, Silent())
 
 
 @pytest.mark.parametrize("form", ["rms_rsqrt", "where_mask", "wide_gather", "scatter", "sine"])
@@ -140,11 +171,24 @@ WRONG = {
     "relu-on-halves": (graphs.mlp(end="relu"), "bm1684x", "f16", True),
     "relu-on-halves-1688": (graphs.mlp(end="relu"), "bm1688", "bf16", True),
     "residual-twice": (graphs.mlp(), "bm1684x", "bf16", True),
+    "elu": (graphs.alone("Elu"), "cv181x", "bf16", False),
+    "elu-bm": (graphs.alone("Elu"), "bm1684x", "f16", False),
+    "floor": (graphs.alone("Floor"), "cv181x", "bf16", True),
+    "prelu": (graphs.prelu(), "bm1684x", "f16", True),
     "lost-relu": (graphs.mlp("", end="both"), "cv181x", "bf16", False),
     "lost-relu-bm": (graphs.mlp("", end="both"), "bm1684x", "f32", False),
 }
 RIGHT = {
     "repeat": (graphs.gqa_expand(rows=511, width=64), "cv181x", "bf16"),
+    "gelu": (graphs.gelu("known"), "cv181x", "bf16"),
+    "gelu-halved": (graphs.gelu("halved"), "bm1684", "f32"),
+    "gelu-dynamo-bm": (graphs.gelu("dynamo"), "bm1684x", "f16"),
+    "output-of-a-sum": (graphs.bare_output("sum"), "cv181x", "bf16"),
+    "output-reshaped": (graphs.bare_output("reshape"), "bm1684x", "f16"),
+    "output-twice": (graphs.bare_output("twice"), "cv181x", "bf16"),
+    "decided-branch": (graphs.branch(fixed=True), "cv181x", "bf16"),
+    "elu": (graphs.alone("Elu", alpha=1.0), "cv181x", "bf16"),
+    "hard-sigmoid": (graphs.alone("HardSigmoid", alpha=0.2), "bm1684x", "f16"),
     "tile": (graphs.tiled((1, 2, 512, 64), (1, 4, 1, 1)), "cv181x", "bf16"),
     "grouped": (graphs.gqa_grouped(), "cv181x", "bf16"),
     "divided": (graphs.rms_divided(), "cv181x", "bf16"),

@@ -83,7 +83,7 @@ def mlp(
         half = g.node("Mul", h, g.node("Add", curve, g.constant("one", 1.0), to="raised"), to="twice")
         h = g.node("Mul", half, g.constant("half", 0.5), to="act")
     elif act:
-        h = g.node(act, h, to="act")
+        h = g.node(act, h, to="act", **({"alpha": 1.0} if act == "Elu" else {}))
     y = g.node("MatMul", h, g.weight("v", 128, 64), to="down")
     if biased:
         y = g.node("Add", y, g.weight("c", 64), to="shifted")
@@ -260,4 +260,106 @@ def embedding() -> bytes:
     g = Sketch(x=(1, 4, 64))
     tokens = g.tokens("ids", (1, 4))
     g.node("Add", "x", g.node("Gather", g.weight("table", 100, 64), tokens, to="rows", axis=0), to="y")
+    return g.model("y")
+
+
+def gelu(order: str) -> bytes:
+    """GELU: `known` x (1 + erf) 0.5, `halved` (x 0.5) (1 + erf), `dynamo` x (0.5 (1 + erf)), `scaled` x."""
+    g = Sketch(x=(1, 4, 64))
+    up = g.node("MatMul", "x", g.weight("w", 64, 64), to="up")
+    half = g.constant("half", 0.5)
+    if order == "scaled":
+        inner = g.node("Mul", up, g.constant("root", 0.5**0.5), to="inner")
+    else:
+        inner = g.node("Div", up, g.constant("root", 2**0.5), to="inner")
+    raised = g.node("Add", g.node("Erf", inner, to="curve"), g.constant("one", 1.0), to="raised")
+    if order == "dynamo":
+        g.node("Mul", up, g.node("Mul", half, raised, to="mid"), to="y")
+    elif order == "halved":
+        g.node("Mul", g.node("Mul", up, half, to="mid"), raised, to="y")
+    else:
+        g.node("Mul", g.node("Mul", up, raised, to="mid"), half, to="y")
+    return g.model("y")
+
+
+def bare_output(kind: str) -> bytes:
+    """A second output for which nothing is computed, or hardly anything (`sum`, `reshape`, `twice`)."""
+    g = Sketch(x=(1, 4, 64))
+    g.node("Relu", "x", to="y")
+    if kind == "input":
+        return g.model("y", "x")
+    if kind == "weight":
+        g.constant("z", np.ones((1, 4, 64)))
+        return g.model("y", "z")
+    if kind == "identity":
+        g.node("Identity", "x", to="z")
+    elif kind == "cast":
+        g.nodes.append(helper.make_node("Cast", ["x"], ["z"], to=1))
+    elif kind == "joined":
+        g.node("Concat", "x", to="z", axis=1)
+    elif kind == "constant":
+        g.node("Relu", g.constant("k", np.ones((1, 4, 64))), to="z")
+    elif kind == "reshape":
+        g.node("Reshape", "x", g.constant("shape", [1, 8, 32]), to="z")
+    elif kind == "twice":
+        g.node("Identity", "y", to="z")
+    else:
+        g.node("Add", "x", g.constant("zero", 0.0), to="z")
+    return g.model("y", "z")
+
+
+def branch(*, fixed: bool) -> bytes:
+    """If, by a constant or by what comes in; its branches read the input."""
+
+    def way(op: str) -> onnx.GraphProto:
+        end = helper.make_tensor_value_info(f"by_{op}", TensorProto.FLOAT, (1, 4, 64))
+        return helper.make_graph([helper.make_node(op, ["x"], [end.name])], op, [], [end])
+
+    g = Sketch(x=(1, 4, 64))
+    if fixed:
+        g.weights.append(numpy_helper.from_array(np.array(True), "which"))
+    else:
+        g.inputs.append(helper.make_tensor_value_info("flag", TensorProto.FLOAT, ()))
+        g.nodes.append(helper.make_node("Cast", ["flag"], ["which"], to=TensorProto.BOOL))
+    g.node("If", "which", to="chosen", then_branch=way("Relu"), else_branch=way("Neg"))
+    g.node("Sigmoid", "chosen", to="y")
+    return g.model("y")
+
+
+def loop() -> bytes:
+    """Three turns of a product."""
+
+    def value(name: str, kind: int, shape: tuple[int, ...] = ()) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    nodes = [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Mul", ["v", "v"], ["w"])]
+    ins = [value("i", TensorProto.INT64), value("go", TensorProto.BOOL), value("v", 1, (1, 4, 64))]
+    body = helper.make_graph(nodes, "turn", ins, [value("on", TensorProto.BOOL), value("w", 1, (1, 4, 64))])
+    g = Sketch(x=(1, 4, 64))
+    g.weights.append(numpy_helper.from_array(np.array(True), "first"))
+    g.node("Loop", g.constant("turns", 3), "first", "x", to="last", body=body)
+    g.node("Relu", "last", to="y")
+    return g.model("y")
+
+
+def alone(op: str, **attributes: Any) -> bytes:
+    """One operator on the input."""
+    g = Sketch(x=(1, 4, 64))
+    g.node(op, "x", to="y", **attributes)
+    return g.model("y")
+
+
+def prelu() -> bytes:
+    """Slopes that come in."""
+    g = Sketch(x=(1, 4, 64), slope=(1, 4, 64))
+    g.node("PRelu", "x", "slope", to="y")
+    return g.model("y")
+
+
+def picked() -> bytes:
+    """The place of the largest value, used further."""
+    g = Sketch(x=(1, 4, 64))
+    g.node("ArgMax", "x", to="place", axis=-1, keepdims=0)
+    g.nodes.append(helper.make_node("Cast", ["place"], ["number"], to=TensorProto.FLOAT))
+    g.node("Add", "number", g.constant("one", 1.0), to="y")
     return g.model("y")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,87 @@ def test_a_relu_behind_a_residual_that_becomes_a_bias_is_found(chip):
     assert found(graphs.mlp("", end="both"), chip, "bf16") == [("wrong", "Relu cut")]
     assert found(graphs.mlp("", end="both", rows=2), chip, "bf16") == []
     assert found(graphs.mlp("", end="both", biased=True), chip, "bf16") == []
+
+
+@pytest.mark.parametrize("chip", ["cv181x", "bm1684"])
+def test_gelu_is_known_in_two_orders_and_newer_exporters_write_a_third(chip):
+    mode = "bf16" if chip == "cv181x" else "f32"
+    for order in ("known", "halved"):
+        assert found(graphs.gelu(order), chip, mode) == []
+    for order in ("dynamo", "scaled"):
+        (finding,) = lint(graphs.gelu(order), chip, mode)
+        assert (finding.severity, finding.op) == ("abort", "Erf curve")
+        assert "x * (1 + erf(x / sqrt(2))) * 0.5 in this order" in finding.rewrite
+    assert found(graphs.gelu("dynamo"), *BM) == []
+
+
+def test_an_erf_that_is_no_gelu_is_to_be_computed_on_the_host():
+    (finding,) = lint(graphs.alone("Erf"), "cv181x", "bf16")
+    assert finding.rewrite == "compute it on the host and feed the result in"
+
+
+def test_the_gelu_of_torch_s_newer_exporter_is_found():
+    import torch
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.gelu(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Net(), (torch.zeros(1, 4, 64),), dynamo=True, opset_version=18, verbose=False
+        )
+    assert program is not None
+    graph = program.model_proto.SerializeToString()
+    assert [one.severity for one in lint(graph, "cv181x", "bf16")] == ["abort"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "op"),
+    [
+        ("input", "output x"), ("weight", "output z"), ("identity", "Identity z"), ("cast", "Cast z"),
+        ("joined", "Concat z"), ("constant", "Relu z"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("chip", "mode"), [("cv181x", "bf16"), ("bm1684x", "f16")])
+def test_an_output_for_which_nothing_is_computed_is_found_on_every_chip(kind, op, chip, mode):
+    (finding,) = lint(graphs.bare_output(kind), chip, mode)
+    assert (finding.severity, finding.op) == ("abort", op)
+    assert "leave it away" in finding.rewrite
+
+
+@pytest.mark.parametrize("kind", ["reshape", "twice", "sum"])
+def test_an_output_for_which_something_is_computed_is_passed_over(kind):
+    assert found(graphs.bare_output(kind)) == []
+
+
+def test_branches_and_loops_are_found_but_not_a_branch_that_is_decided():
+    assert found(graphs.branch(fixed=False)) == [("abort", "If chosen")]
+    assert found(graphs.branch(fixed=False), "bm1688", "bf16") == [("abort", "If chosen")]
+    assert found(graphs.branch(fixed=False), *BM) == []
+    assert found(graphs.branch(fixed=True)) == []
+    assert found(graphs.loop()) == found(graphs.loop(), *BM) == [("abort", "Loop last")]
+
+
+@pytest.mark.parametrize(("op", "value"), [("Elu", "1.0"), ("HardSigmoid", "0.2")])
+@pytest.mark.parametrize(("chip", "mode"), [("cv181x", "bf16"), ("bm1684x", "f16")])
+def test_an_attribute_that_is_left_out_is_found_where_the_converter_has_another_default(
+    op, value, chip, mode
+):
+    (finding,) = lint(graphs.alone(op), chip, mode)
+    assert finding.severity == "wrong"
+    assert finding.rewrite == f"write the attribute alpha ({value}) into the graph"
+    assert found(graphs.alone(op, alpha=1.0), chip, mode) == []
+
+
+def test_what_cv18xx_computes_wrongly_or_lacks_is_found_and_bm1684x_has_it():
+    assert found(graphs.alone("Floor")) == [("wrong", "Floor y")]
+    assert found(graphs.alone("Ceil")) == [("abort", "Ceil y")]
+    assert found(graphs.picked()) == [("abort", "ArgMax place")]
+    for graph in (graphs.alone("Floor"), graphs.alone("Ceil"), graphs.picked()):
+        assert found(graph, *BM) == []
+    assert found(graphs.prelu()) == found(graphs.prelu(), *BM) == [("wrong", "PRelu y")]
 
 
 def test_open_sizes_are_found_first():

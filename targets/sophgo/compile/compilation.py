@@ -120,6 +120,7 @@ class Compilation:
             raise CandidateError(
                 f"{self._where}: the artefact has {len(names.final.list_of('outputs'))} outputs, the graph "
                 f"{len(outputs)}: one value under two names, or one that the compiler dropped"
+                f"{crash.suspect(self.findings)}"
             )
         formats = self._formats(names)
         facts = {

@@ -72,9 +72,8 @@ def converter(where: str, graph: onnx.ModelProto, ended: Ended, log: Path, known
     if node:
         told = json.loads(node[1])
         at = f" at {told['op']} {known.named(told['output'])}"
-    return CandidateError(
-        f"{where}: the converter failed{at}: {last or _last_words(ended)}; the whole log: {log}"
-    )
+    said, hint = last or _last_words(ended), suspect(known.findings)
+    return CandidateError(f"{where}: the converter failed{at}: {said}{hint}; the whole log: {log}")
 
 
 def last_error(ended: Ended) -> str:
@@ -132,11 +131,22 @@ def _operator(lines: Sequence[str], known: Known) -> tuple[str, str] | None:
 
 
 def _hint(operator: tuple[str, str] | None, known: Known) -> str:
-    """What the linter knew: the rewrite for this operator, or for the only form that it found."""
+    """What the linter knew: the rewrite for this operator, or the forms that it found elsewhere."""
     bad = [finding for finding in known.findings if finding.severity == "abort"]
     value = known.onnx_of.get(operator[1]) if operator else None
-    fits = [finding for finding in bad if finding.value == value] or (bad if len(bad) == 1 else [])
-    return f"; {fits[0].rewrite}" if fits else ""
+    fits = [finding for finding in bad if finding.value == value]
+    if fits:
+        return f"; {fits[0].rewrite}"
+    return suspect(bad) if operator is None or len(bad) == 1 else ""
+
+
+def suspect(findings: Sequence[Finding]) -> str:
+    """The first form that was known to abort, as the tail of a sentence that does not name it."""
+    bad = [finding for finding in findings if finding.severity == "abort"]
+    if not bad:
+        return ""
+    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    return f"; {str(bad[0]).removeprefix('abort: ')}{more}"
 
 
 def _unsupported(names: str, graph: onnx.ModelProto, known: Known) -> str:

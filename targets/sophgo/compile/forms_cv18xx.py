@@ -1,4 +1,4 @@
-"""Forms that CV180x to CV183x do not take: operators that they lack, and three that come out wrong."""
+"""Forms that CV180x to CV183x do not take: operators that they lack, and some that come out wrong."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ _MISSING: dict[str, str] = {
     **dict.fromkeys(("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"), _MASK),
     **dict.fromkeys(("And", "Or", "Xor", "Not"), _MASK),
     **dict.fromkeys(("ScatterElements", "ScatterND"), "keep the cache outside of the graph and concatenate"),
-    **dict.fromkeys(("Round", "Sign", "Mod", "Trilu"), _FEED),
+    **dict.fromkeys(("Round", "Ceil", "Sign", "Mod", "Trilu"), _FEED),
+    **dict.fromkeys(("Sinh", "Cosh", "Acos", "ReduceL1", "ReduceProd"), _FEED),
 }
-_MISSING_BM1684 = {name: _MISSING[name] for name in ("ScatterElements", "Less", "Greater", "Equal")}
+_LACKS_BM1684 = ("ScatterElements", "Less", "Greater", "Equal", "Ceil", "Sinh", "Cosh")
+_MISSING_BM1684 = {name: _MISSING[name] for name in _LACKS_BM1684}
+_GELU = "write GELU as x * (1 + erf(x / sqrt(2))) * 0.5 in this order, or take its tanh approximation"
 #: They only look at a buffer otherwise: no command is made for them.
 _VIEWS = ("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity")
 #: Bytes of a block that Tile can copy; its strides have 16 bits.
 _TILE_BYTES = 65536
+_HALF = 0.5
 
 
 def missing_operators(view: View, chip: Chip, mode: Mode) -> Iterator[Found]:
@@ -54,11 +58,58 @@ def chosen_at_run_time(view: View, chip: Chip, mode: Mode) -> Iterator[Found]:
 
 
 def lone_erf(view: View, chip: Chip, mode: Mode) -> Iterator[Found]:
-    """Erf; inside of GELU the converter knows it."""
+    """Erf; inside of GELU, written in one of two orders, the converter knows it."""
     for node in view.nodes:
-        readers = view.readers.get(node.output[0], [])
-        if node.op_type == "Erf" and not any(reader.op_type == "Add" for reader in readers):
-            yield Found(node, "abort", f"{chip.name} has no Erf outside of GELU", _FEED)
+        if node.op_type == "Erf" and view.runtime(node) and not _inside_gelu(view, node):
+            raised = _only(view, node, "Add") is not None
+            what = f"{chip.name} has no Erf outside of GELU" + (
+                ", and this order is not known as one" * raised
+            )
+            yield Found(node, "abort", what, _GELU if raised else _FEED)
+
+
+def _inside_gelu(view: View, erf: NodeProto) -> bool:
+    """x * (1 + erf(x / c)) * 0.5 or (x * 0.5) * (1 + erf(x / c)); torch's newer exporter writes neither."""
+    scaled, raised = view.maker(erf.input[0], "Div"), _only(view, erf, "Add")
+    if scaled is None or raised is None or view.number(_other(raised, erf)) != 1.0:
+        return False
+    x, product = scaled.input[0], _only(view, raised, "Mul")
+    if view.number(scaled.input[1]) is None or product is None:
+        return False
+    factor = _other(product, raised)
+    if factor == x:
+        halved = _only(view, product, "Mul")
+        return halved is not None and view.number(_other(halved, product)) == _HALF
+    half = view.maker(factor, "Mul")
+    return half is not None and x in half.input and any(view.number(name) == _HALF for name in half.input)
+
+
+def _only(view: View, node: NodeProto, op: str) -> NodeProto | None:
+    """The only reader of a node if it is an `op`."""
+    readers = view.readers.get(node.output[0], [])
+    return readers[0] if len(readers) == 1 and readers[0].op_type == op else None
+
+
+def _other(node: NodeProto, one: NodeProto) -> str:
+    """The operand of a node that is not made by `one`."""
+    return str(node.input[1] if node.input[0] == one.output[0] else node.input[0])
+
+
+def picked_before_the_end(view: View, chip: Chip, mode: Mode) -> Iterator[Found]:
+    """ArgMax and ArgMin, unless nothing comes behind them."""
+    for node in view.nodes:
+        if node.op_type in ("ArgMax", "ArgMin") and view.runtime(node) and node.output[0] in view.readers:
+            what = f"{chip.name} takes {node.op_type} as the last operator only"
+            yield Found(
+                node, "abort", what, "hand out what it picks from, or its index, and go on from there"
+            )
+
+
+def wrong_floor(view: View, chip: Chip, mode: Mode) -> Iterator[Found]:
+    """Floor is compiled and computes nothing of the kind."""
+    for node in view.nodes:
+        if node.op_type == "Floor" and view.runtime(node):
+            yield Found(node, "wrong", f"{chip.name} computes something else for Floor", _FEED)
 
 
 def fused_rms_norm(view: View, chip: Chip, mode: Mode) -> Iterator[Found]:

@@ -5,14 +5,15 @@ Each was measured on the compiler and the simulator; tests/toolchain holds every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
 
+from . import forms_converter as converter
 from . import forms_cv18xx as cv18xx
 from . import forms_products as products
-from .chips import Chip, Mode, chip_named, mode_for
+from .chips import CHIPS, MODES, Chip, Mode, chip_named, mode_for
 from .finding import Finding
 from .forms import Found
 from .opset import load
@@ -22,12 +23,19 @@ Rule = Callable[[View, Chip, Mode], Iterator[Found]]
 
 #: The first chips of the family: they share one instruction set.
 CV18XX = ("cv180x", "cv181x", "cv182x", "cv183x")
+EVERY = tuple(CHIPS)
 
 #: Rule -> the chips that it belongs to.
 RULES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
+    (converter.outputs_of_nothing, EVERY),
+    (converter.branches, EVERY),
+    (converter.attributes_left_out, EVERY),
+    (converter.slopes_from_outside, EVERY),
     (cv18xx.missing_operators, CV18XX),
     (cv18xx.chosen_at_run_time, CV18XX),
-    (cv18xx.lone_erf, CV18XX),
+    (cv18xx.lone_erf, (*CV18XX, "bm1684")),
+    (cv18xx.picked_before_the_end, CV18XX),
+    (cv18xx.wrong_floor, CV18XX),
     (cv18xx.fused_rms_norm, (*CV18XX, "bm1684")),
     (cv18xx.wide_gather, CV18XX),
     (cv18xx.large_repeats, CV18XX),
@@ -49,7 +57,13 @@ def lint(
     """
     row = chip_named(chip)
     linter = _Linter(View(load(graph) if isinstance(graph, bytes) else graph), dict(taps or {}))
-    return linter.findings(row, mode_for(row, mode))
+    return linter.findings(row, mode_for(row, mode), (rule for rule, chips in RULES if chip in chips))
+
+
+def lint_conversion(graph: bytes | onnx.ModelProto, *, taps: Mapping[str, str]) -> list[Finding]:
+    """What is known to go wrong before a chip is asked for."""
+    linter = _Linter(View(load(graph) if isinstance(graph, bytes) else graph), dict(taps))
+    return linter.findings(CHIPS["bm1684x"], MODES["f32"], (rule for rule, chips in RULES if chips == EVERY))
 
 
 @dataclass(frozen=True)
@@ -57,13 +71,12 @@ class _Linter:
     view: View
     taps: dict[str, str]
 
-    def findings(self, chip: Chip, mode: Mode) -> list[Finding]:
-        """Every rule that belongs to the chip."""
-        rules = (rule for rule, chips in RULES if chip.name in chips)
+    def findings(self, chip: Chip, mode: Mode, rules: Iterable[Rule]) -> list[Finding]:
+        """What those rules find."""
         found = [one for rule in rules for one in rule(self.view, chip, mode)]
         order = {name: at for at, node in enumerate(self.view.nodes) for name in node.output}
         found.sort(key=lambda one: order[one.node.output[0]])
-        return [*self._open_sizes(), *map(self._named, found)]
+        return [*self._open_sizes(), *self._bare_outputs(), *map(self._named, found)]
 
     def _named(self, found: Found) -> Finding:
         value = found.node.output[0]
@@ -84,5 +97,12 @@ class _Linter:
     def _open_sizes(self) -> Iterator[Finding]:
         what, rewrite = "has open sizes, which the converter refuses", "export with fixed shapes"
         for name in self.view.inputs:
-            if self.view.shape(name) is None:
+            if self.view.shape(name) is None and name not in self.view.outputs:
                 yield Finding(f"input {name}", None, what, rewrite, "abort", name)
+
+    def _bare_outputs(self) -> Iterator[Finding]:
+        """Outputs that no operator makes: an input or a weight under its own name."""
+        what = "is an input or a constant itself, which the compiler does not hand out"
+        for name in self.view.outputs:
+            if name not in self.view.producer:
+                yield Finding(f"output {name}", self.taps.get(name), what, "leave it away", "abort", name)

@@ -79,14 +79,14 @@ class _Conversion:
             converted = self._run(folder, process.worker(self.toolchain, "convert", self.name, "in.onnx"))
             if converted.status:
                 log = store.keep(folder, place.with_name(f"{place.name}.failed")) / "log.txt"
-                raise crash.converter(self.name, load(old), converted, log, crash.Known(taps=self.taps))
+                raise crash.converter(self.name, load(old), converted, log, self._known())
             if "ConstantFolding failed" in converted.output:
                 notes = (*notes, "the converter could not fold constants: the graph is less optimised")
             tool = str(self.toolchain.tool("tpuc-opt"))
             shaped = self._run(folder, [tool, *arguments.canonical(arguments.Files(self.name, ""))])
             if shaped.status:
                 log = store.keep(folder, place.with_name(f"{place.name}.failed")) / "log.txt"
-                raise crash.compiler(self.name, "shape inference", shaped, log, crash.Known(taps=self.taps))
+                raise crash.compiler(self.name, "shape inference", shaped, log, self._known())
             values = json.loads((folder / "values.json").read_text())
             facts = {
                 "values": {value: unescape(tensor) for value, tensor in values.items()},
@@ -100,6 +100,11 @@ class _Conversion:
         if made is None:
             raise CandidateError(f"{self.name}: {place} was taken away while it was made; try again")
         return made
+
+    def _known(self) -> crash.Known:
+        from .linter import lint_conversion
+
+        return crash.Known(taps=self.taps, findings=lint_conversion(self.graph, taps=self.taps))
 
     def _run(self, folder: Path, command: Sequence[str]) -> process.Ended:
         env = process.worker_environment(self.toolchain, folder)

@@ -82,7 +82,7 @@ class View:
             elif node.op_type in _OF_SHAPES and self.shape(node.input[0]) is not None:
                 size = np.array(self.shape(node.input[0]), np.int64)
                 self._know(node, [size if node.op_type == "Shape" else size.prod()])
-            elif not self.runtime(node) and node.input:
+            elif not self.runtime(node) and node.input and not _holds_graphs(node):
                 self.fixed.update(node.output)
                 if all(not name or name in self.constants for name in node.input):
                     self._know(node, self._computed(node))
@@ -128,6 +128,11 @@ class View:
         found = {value.name: _sizes(value) for value in values}
         found |= {tensor.name: tuple(tensor.dims) for tensor in inferred.graph.initializer}
         return {name: sizes for name, sizes in found.items() if sizes is not None}
+
+
+def _holds_graphs(node: NodeProto) -> bool:
+    """Whether a node has branches, which read values that are none of its inputs."""
+    return any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute)
 
 
 def _sizes(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
