@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from parity.harness.case import Case, Scenario, Wiring
-from parity.harness.errors import UserError
 from parity.harness.progress import Progress, Silent
 from parity.harness.replay import replay
 from parity.harness.segmented import Executor, Recorded
@@ -24,6 +23,7 @@ from parity.harness.values import Values
 from ..onnx.session import CachePlan, assemble
 from .asked import Asked
 from .compile import calibrate
+from .given import given_tables
 from .graphs import ChipGraph
 from .toolchain import Toolchain
 
@@ -90,7 +90,7 @@ def calibration_tables(
 ) -> dict[str, Path]:
     """Segment -> table: those that were named, else made from samples; empty for modes that need none."""
     if asked.table is not None:
-        return given_tables(asked.table, made)
+        return given_tables(asked, made, toolchain, cache)
     if not asked.mode.calibrated:
         return {}
     kept, tables = samples(), {}
@@ -100,14 +100,3 @@ def calibration_tables(
             tables[name] = calibrate(name, onnx, kept.get(name, ()), toolchain, cache)
             bar.advance()
     return tables
-
-
-def given_tables(path: Path, made: Mapping[str, ChipGraph]) -> dict[str, Path]:
-    """Tables of a user's: a folder with one `SEGMENT_calibration.txt` each, or the one of a single graph."""
-    if path.is_file() and len(made) == 1:
-        return dict.fromkeys(made, path)
-    found = {name: path / f"{name}_calibration.txt" for name in made}
-    lacking = [file for file in found.values() if not file.is_file()]
-    if lacking:
-        raise UserError(f"table={str(path)!r}: should be a folder that has {lacking[0].name}")
-    return found

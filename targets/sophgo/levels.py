@@ -29,6 +29,7 @@ from .compile.mlir import read_graph
 from .compile.names import holding
 from .compile.top import convert
 from .executor import InterpreterExecutor, SimExecutor
+from .given import unmatched
 from .graphs import ChipGraph, graphs, plain, with_taps
 from .interpreting import Instrumented, interpreted
 from .runner.client import Device
@@ -68,6 +69,10 @@ def prepare_level(
     with progress.stage("exporting", 1) as bar:
         made = graphs(case, wiring, chosen, masked=rows.masked, rows=rows.rows, cache=cache / "onnx")
         bar.advance()
+
+    if asked.level == "tapped" and asked.table is not None:
+        toolchain = installed()
+        made = {name: _convertible(asked, graph, toolchain, cache, progress) for name, graph in made.items()}
 
     def onnx() -> OnnxExecutor:
         return onnx_executor(made, options, case.model.taps)
@@ -111,16 +116,23 @@ def whole_level(
     """The same for a graph that is called once, with these inputs."""
     order = (*graph.segment.taps, *graph.outputs)
     if asked.level == "tapped":
-        graph = _convertible(graph, installed(), cache, progress)
+        graph = _convertible(asked, graph, installed(), cache, progress)
     made = {graph.segment.name: graph}
     onnx = partial(onnx_executor, made, options, order)
     return _level(asked, made, onnx, lambda: {graph.segment.name: [feed]}, order, cache, progress)
 
 
-def _convertible(graph: ChipGraph, toolchain: Toolchain, cache: Path, progress: Progress) -> ChipGraph:
-    """With those taps alone that the converter makes tensors of: it cannot hand out what it fuses."""
+def _convertible(
+    asked: Asked, graph: ChipGraph, toolchain: Toolchain, cache: Path, progress: Progress
+) -> ChipGraph:
+    """With those taps alone that the converter makes tensors of: it cannot hand out what it fuses.
+
+    Beside a table of the user's, those that are tensors of the clean graph too: the table names no others.
+    """
     top = converted({graph.segment.name: graph}, toolchain, cache, progress)[graph.segment.name]
-    return with_taps(graph, top.values)
+    if asked.table is None:
+        return with_taps(graph, top.values)
+    return with_taps(graph, holding(read_graph(top.mlir), top.values, graph.outputs))
 
 
 def onnx_executor(made: Mapping[str, ChipGraph], options: Options, order: Sequence[str]) -> OnnxExecutor:
@@ -151,13 +163,16 @@ def _level(
         return compiled(asked, made, tables, toolchain, cache, progress)
 
     def instrumented(name: str) -> tuple[ChipGraph, Artefact]:
-        graph = _convertible(made[name], toolchain, cache, progress)
+        graph = _convertible(asked, made[name], toolchain, cache, progress)
         return graph, built(replace(asked, level="tapped"), {name: graph})[name]
 
     artefacts = built(asked, made)
     if asked.level == "tpu":
-        return _quantized(asked, made, artefacts, instrumented, toolchain, rank, cache)
-    return _loaded(asked, made, artefacts, toolchain, rank, cache)
+        level = _quantized(asked, made, artefacts, instrumented, toolchain, rank, cache)
+    else:
+        level = _loaded(asked, made, artefacts, toolchain, rank, cache)
+    warnings = list(unmatched(asked, made, toolchain, cache / "sophgo"))
+    return replace(level, details={**level.details, "warnings": warnings}) if warnings else level
 
 
 def compiled(
