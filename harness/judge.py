@@ -48,14 +48,19 @@ RESPELLED = Judgement("pass", ratio=0.0, over_floor=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Noise of a tap relative to the scale of a row: of RMS errors, and of largest errors."""
+    """Noise of a tap relative to the scale of a row: of RMS errors, and of largest errors.
+
+    `rest` is the noise of the other values of rows that one value dominates, relative to their own RMS; 0
+    where no row is such, or where it was not measured: then they are not judged apart.
+    """
 
     rms: float
     peak: float
+    rest: float = 0.0
 
     def merge(self, other: Floor) -> Floor:
-        """The higher of both."""
-        return Floor(max(self.rms, other.rms), max(self.peak, other.peak))
+        """The higher of each."""
+        return Floor(max(self.rms, other.rms), max(self.peak, other.peak), max(self.rest, other.rest))
 
 
 def settled(survey: Survey, *, by_bound: bool) -> Iterator[Judgement | None]:
@@ -140,7 +145,8 @@ def judge_floor(
     """Each row's RMS and largest error against `factor` times its noise floor.
 
     Floor of a row = max(level * scale, half an ULP of the row's largest expected value in `dtype`, by default
-    the candidate's); scale = max(RMS of the row, 0.1 * RMS of the tensor). Zeros allow no error.
+    the candidate's); scale = max(RMS of the row, 0.1 * RMS of the tensor). Zeros allow no error. Where one
+    value holds most of a row's energy, the others are judged without it too: it must not hide them.
     """
     early = _before_values(metrics, allow_nonfinite)
     if early is not None:
@@ -171,6 +177,7 @@ def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]
         SCALE_SHARE,
         floor.rms,
         floor.peak,
+        floor.rest,
         grid.mantissa if grid.kind == "float" else -1,
         grid.smallest_normal,
         grid.smallest,
@@ -211,8 +218,8 @@ def floor_from(metrics: Metrics) -> Floor:
     assert len(metrics.raw_rows) == metrics.plan.num_rows
     from .metrics.rowjudge import LEVELS
 
-    rms, peak = LEVELS()(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
-    return Floor(float(rms), float(peak))
+    levels = LEVELS()(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
+    return Floor(*map(float, levels))
 
 
 def minimum_tolerance(metrics: Metrics) -> tuple[float, float]:

@@ -8,6 +8,10 @@ import numpy as np
 from .kernel import _part, entry
 
 S_ERR, S_REF, S_ERR_MAX, S_REF_MAX, S_MISMATCHED, S_NONFINITE, S_EXCLUDED = range(7)
+DOMINANT = 0.5
+"""One value dominates a row when it holds more than this share of the row's energy."""
+CANCELLED = 1e-12
+"""What is left of a sum of squares below this share of it is rounding."""
 
 
 @_part()
@@ -20,11 +24,29 @@ def _half_ulp(value, mantissa, normal, smallest):
     return 2.0 ** (np.floor(np.log2(value)) - mantissa - 1)
 
 
-def _worst_row(rows, row_size, whole, share, rms, peak, mantissa, normal, smallest):
+@_part()
+def _rest(rows, r, used):
+    """Of a row that one value dominates: mean squares of the errors and of the values without the largest.
+
+    (-1, 0) for any other row. The largest error is taken for that value's: where it is not, the value's own
+    error is smaller, and no healthy row is made to look worse.
+    """
+    top = rows[r, S_REF_MAX] * rows[r, S_REF_MAX]
+    if used < 8 or top <= DOMINANT * rows[r, S_REF]:
+        return -1.0, 0.0
+    error = rows[r, S_ERR] - rows[r, S_ERR_MAX] * rows[r, S_ERR_MAX]
+    error = error if error > CANCELLED * rows[r, S_ERR] else 0.0
+    value = rows[r, S_REF] - top
+    value = value if value > CANCELLED * top else 0.0
+    return error / (used - 1), value / (used - 1)
+
+
+def _worst_row(rows, row_size, whole, share, rms, peak, rest, mantissa, normal, smallest):
     """Largest error over floor among rows, and its row: (ratio, row), (0, -1) when no row has an error.
 
     Of a row, RMS and maximum are held against max(level * scale, half an ULP of the row's largest value);
-    scale = max(RMS of the row's reference, share * whole).
+    scale = max(RMS of the row's reference, share * whole). Where one value dominates the row, the others are
+    also judged without it, against `rest` times their own RMS.
     """
     worst, at = 0.0, -1
     for r in range(rows.shape[0]):
@@ -37,14 +59,23 @@ def _worst_row(rows, row_size, whole, share, rms, peak, mantissa, normal, smalle
             np.sqrt(rows[r, S_ERR] / used) / max(rms * scale, grain),
             rows[r, S_ERR_MAX] / max(peak * scale, grain),
         )
+        if rest > 0.0:
+            error, value = _rest(rows, r, used)
+            if error > 0.0 and value > 0.0:
+                own = np.sqrt(value)
+                grain = _half_ulp(own, mantissa, normal, smallest)
+                ratio = max(ratio, np.sqrt(error) / max(rest * own, grain))
         if ratio > worst:
             worst, at = ratio, r
     return worst, float(at)
 
 
 def _levels(rows, row_size, whole, share):
-    """Largest relative RMS and maximum of errors among rows; rows of a zero tensor have none."""
-    rms, peak = 0.0, 0.0
+    """Largest relative RMS and maximum of errors among rows, and RMS beside a dominant value.
+
+    Rows of a zero tensor have none; the last is 0 where no row is dominated by one value.
+    """
+    rms, peak, rest = 0.0, 0.0, 0.0
     for r in range(rows.shape[0]):
         used = row_size - rows[r, S_EXCLUDED]
         if rows[r, S_ERR_MAX] == 0.0 or used <= 0:
@@ -54,11 +85,14 @@ def _levels(rows, row_size, whole, share):
             continue
         rms = max(rms, np.sqrt(rows[r, S_ERR] / used) / scale)
         peak = max(peak, rows[r, S_ERR_MAX] / scale)
-    return rms, peak
+        error, value = _rest(rows, r, used)
+        if error > 0.0 and value > 0.0:
+            rest = max(rest, np.sqrt(error / value))
+    return rms, peak, rest
 
 
 WORST_ROW = entry(
     _worst_row,
-    "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,int64,float64,float64)",
+    "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,float64,int64,float64,float64)",
 )
-LEVELS = entry(_levels, "UniTuple(float64,2)(float64[:,::1],int64,float64,float64)")
+LEVELS = entry(_levels, "UniTuple(float64,3)(float64[:,::1],int64,float64,float64)")
