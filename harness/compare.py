@@ -13,6 +13,7 @@ from .comparison import Comparison, Finding, Row, Side
 from .errors import did_you_mean
 from .explain import causes_of
 from .facing import facing
+from .handed_rows import handed_rows, without_handed
 from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
 from .measuring import Asked, in_batches, measure_all
@@ -54,6 +55,8 @@ def compare_runs(
             isolated = cast("Run", facing(reference, isolated)[1])
         reference, candidate = cast("tuple[Run, Run]", facing(reference, candidate))
     maker = RowMaker(reference, candidate, isolated, rules, mapping)
+    reference, candidate = alike(reference, candidate)
+    candidate = without_handed(candidate)
     order = [tap for tap in maker.aligner.order if not taps or matches(tap, taps)]
     rows: list[Row] = []
     with (progress or Silent()).stage(f"comparing {sides[1].label}", len(order)) as bar, _no_collection():
@@ -80,6 +83,8 @@ def compare_runs(
         inconclusive=_inconclusive(rows, maker.wiring, reference, candidate, taps),
         unsound=unsound,
     )
+        isolation=maker.isolation,
+        handed=handed_rows(isolated, rules, rows) if isolated is not None and _failing(rows) else (),
     comparison = replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
     return replace(comparison, causes=causes_of(comparison, reference, candidate, isolated))
 
@@ -123,6 +128,10 @@ def _notes(
     notes = [
         Finding("warning", f"tolerance override taps={glob!r} matched no tap")
         for glob in rules.tolerance.unmatched(known)
+def _failing(rows: Sequence[Row]) -> bool:
+    return any(row.failing for row in rows)
+
+
     ]
     notes += _left_out(known, taps, str(maker.wiring.get("output", "")))
     notes += [Finding("note", text) for text in candidate.provenance.get("substitutions", ())]

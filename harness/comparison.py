@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .isolation import Isolation
+
 if TYPE_CHECKING:
     from .metrics import LogitMetrics, Metrics
 
@@ -184,7 +186,7 @@ class Comparison:
 
     `inconclusive` says why nothing follows from an absence of failures, `unsound` why nothing follows at
     all (the reference itself cannot be trusted), `failure` why the candidate did not run, `refused` what
-    its user must mend before it can.
+    its user must mend before it can. `handed`: what submodules were handed wrongly in the isolated replay.
     """
 
     label: str
@@ -224,6 +226,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
+    isolation: Isolation = field(default_factory=Isolation)
+    handed: tuple[Row, ...] = ()
         """`parity`, `divergence`, `inconclusive`, `failed` or `refused`."""
         if self.refused:
             return "refused"
@@ -259,7 +263,8 @@ class Comparison:
         ranked = sorted(self.records, key=lambda row: row.ratio or 0.0, reverse=True)
         worst = {row.tap: row for row in reversed(ranked)}.values()
         keep = {id(row) for row in [*worst, *ranked][:detailed]}
-        data = asdict(replace(self, records=()))
+        data = asdict(replace(self, records=(), handed=()))
+        data["handed"] = [_row_json(row, full=False) for row in self.handed]
         data["records"] = [_row_json(row, full=id(row) in keep) for row in self.records]
         data["verdict"], data["exit_code"] = self.verdict, self.exit_code
         data["counts"] = dict(self.counts)
@@ -311,6 +316,8 @@ def _row_json(row: Row, *, full: bool) -> dict[str, Any]:
         for heavy in ("rows",) if full else ("hist", "joint", "profiles", "rows"):
             data["metrics"].pop(heavy, None)
     return data
+            isolation=Isolation(**data.get("isolation", {})),
+            handed=tuple(_row(row) for row in data.get("handed", ())),
 
 
 def _row(data: Mapping[str, Any]) -> Row:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 from .comparison import COMPARED, Comparison, Coverage, Culprit, First, Row
+from .isolation import HANDED, Isolation, handed_tap
+from .outputs import is_output
 from .rows import CACHE, values_of
 
 
@@ -32,34 +36,77 @@ def first_of(comparison: Comparison) -> First | None:
 
 
 def culprits_of(comparison: Comparison) -> tuple[Culprit, ...]:
-    """Taps where a fault was born: one per segment, the earliest, in execution order.
+    """Taps where a fault was born, in execution order, each once: the earliest record that is wrong.
 
-    A record that fails in isolation was born in its segment; later taps of that segment only carry it on.
-    A failing record that could not be isolated is a culprit only while nothing before it had failed. A run
+    What is wrong on the reference's values was born there. Where values are pinned that holds for every tap;
+    where an error carries on, later taps of the same segment (or containers) may only show it again. A
+    failing record that could not be isolated is a culprit only while nothing before it had failed. A run
     at parity has no culprits.
     """
     if not any(row.failing for row in comparison.records):
         return ()
-    culprits: dict[str, Culprit] = {}
-    failed_before = False
-    for row in comparison.records:
+    found = _Found(comparison.isolation)
+    handed = {id(row) for row in comparison.handed}
+    for row in sorted([*comparison.handed, *comparison.records], key=attrgetter("order")):
+        found.handed(row) if id(row) in handed else found.record(row)
+    return _innermost(found.culprits, comparison.isolation) or found.returned[:1] or _between(comparison)
+
+
+@dataclass
+class _Found:
+    """Culprits by tap; `carrying` are segments of which a wrong value flows on, `returned` wrong outputs."""
+
+    isolation: Isolation
+    culprits: dict[str, Culprit] = field(default_factory=dict)
+    returned: tuple[Culprit, ...] = ()
+    carrying: set[str] = field(default_factory=set)
+    failed: bool = False
+
+    def record(self, row: Row) -> None:
+        """Look at the next record."""
         own = row.local_ratio is not None and row.local_ratio > 1.0
         part = row.segment or row.tap
-        if own and part not in culprits:
-            culprits[part] = Culprit(row.tap, row.step, row.segment or "", _born(row), row.local_ratio)
-        elif row.failing and row.local_ratio is None and not failed_before:
-            found = Culprit(row.tap, row.step, row.segment or "", _undecided(row), row.ratio)
-            culprits.setdefault(part, found)
-        failed_before = failed_before or row.failing or own
-    return _innermost(culprits) or _between(comparison)
+        if own and part not in self.carrying:
+            born = Culprit(row.tap, row.step, row.segment or "", _born(row), row.local_ratio)
+            carries = row.segment == CACHE or self.isolation.carries(row.tap)
+            if carries and is_output(row.tap):
+                self.returned += (born,)
+            else:
+                self.culprits.setdefault(row.tap, born)
+                self.carrying |= {part} if carries else set()
+        elif row.failing and row.local_ratio is None and not self.failed:
+            known = any((c.segment or c.tap) == part for c in self.culprits.values())
+            if not known:
+                found = Culprit(row.tap, row.step, row.segment or "", _undecided(row), row.ratio)
+                self.culprits[row.tap] = found
+        self.failed = self.failed or row.failing or own
+
+    def handed(self, row: Row) -> None:
+        """Look at what a module was handed, before its own records."""
+        tap = handed_tap(row.tap)
+        found = Culprit(tap, row.step, "", _handed(row, tap), row.ratio)
+        self.culprits.setdefault(tap + HANDED, found)
+        self.failed = True
 
 
-def _innermost(culprits: Mapping[str, Culprit]) -> tuple[Culprit, ...]:
+def _innermost(culprits: Mapping[str, Culprit], isolation: Isolation) -> tuple[Culprit, ...]:
     """Without modules that are wrong only because a module inside them is."""
     found = tuple(culprits.values())
-    inside = [(outer, c) for outer in found for c in found if c.tap.startswith(outer.tap + ".")]
+    carried = [culprit for culprit in found if isolation.carries(culprit.tap)]
+    inside = [(outer, c) for outer in carried for c in found if c.tap.startswith(outer.tap + ".")]
     outer_only = {id(outer) for outer, inner in inside if inner.step <= outer.step}
     return tuple(culprit for culprit in found if id(culprit) not in outer_only)
+
+
+def _handed(row: Row, tap: str) -> str:
+    """The code between two modules, named by the module that is handed what it makes."""
+    inside = tap.removeprefix("module:").rpartition(".")[0]
+    what = row.tap.removeprefix(tap + HANDED + ".")
+    named = f"input {what}" if what.isdecimal() else what
+    return (
+        f"what it is handed ({named}) is wrong although all that feeds it was right: the code before it in "
+        f"{inside or 'the model'} ({row.ratio or 0.0:.3g} times what the format explains)"
+    )
 
 
 def _between(comparison: Comparison) -> tuple[Culprit, ...]:

@@ -20,7 +20,9 @@ from .arrays import to_tensor
 from .errors import ParityError
 from .imports import describe
 from .inputs import arguments, with_numbers
-from .module_isolate import Isolation, Nowhere
+from .isolation import MODULES, Isolation
+from .module_isolate import Isolation as Fed
+from .module_isolate import Nowhere
 from .observer import observer_effect
 from .outputs import Outputs, named_outputs
 from .target import Facts
@@ -157,6 +159,7 @@ class ModuleSession:
     seed: int = 0
     original: Original | None = None
     isolated_sink: Sink | None = None
+    isolation: Isolation = field(default_factory=lambda: Isolation(MODULES))
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -205,10 +208,10 @@ class ModuleSession:
         """Local errors only refine a verdict: what stands in their way is said and fails nothing."""
         refused: Mapping[str, str] = {}
         try:
-            isolation = Isolation(fresh(original.module), fresh(self.module), original.names)
-            refused = isolation.refused
+            fed = Fed(fresh(original.module), fresh(self.module), original.names)
+            refused = fed.refused
             with seeded(self.seed):
-                isolation.run(copied(original.inputs), sink, step)
+                fed.run(copied(original.inputs), sink, step)
         except ParityError:
             raise
         except Exception as error:

@@ -20,6 +20,7 @@ from .comparison import Row
 from .detail import Detail, Room
 from .filling import WAITING, Waiting, fill, mark_lost
 from .handed import Needed, moved
+from .isolation import Isolation, isolation_of
 from .judge import Floor, Judgement, judge_bound, judge_floor
 from .measuring import Asked, in_batches, measure_all, pieces
 from .pairs import Pair
@@ -95,6 +96,7 @@ class RowMaker:
         )
         self._reference, self._candidate, self._rules = reference, candidate, rules
         self._isolated = Aligner(reference, isolated) if isolated is not None else None
+        self.isolation = isolation_of(isolated.provenance) if isolated is not None else Isolation()
         self._sources = {row["cache"]: row["source"] for row in self.wiring.get("caches", ())}
         self._segments = _producers(self.wiring)
         self._needed = Needed(reference, candidate)
@@ -153,7 +155,7 @@ class RowMaker:
         made.detail.finish()
         local = {(row.step, row.call): row for row in made.local}
         for row in rows:
-            _add_local(row, local)
+            _add_local(row, local, self.isolation.refused.get(tap, "not isolated"))
         if tap in self._sources:
             self._needed.check(tap, rows)
         if rows and self._is_output(tap) and all(row.status == "skipped" and values_of(row) for row in rows):
@@ -262,12 +264,12 @@ def _holds_nan(record: Record) -> bool:
     return "float" in record.dtype and bool(np.isnan(record.read().astype(np.float64)).any())
 
 
-def _add_local(row: Row, local: Mapping[tuple[int, int], Row]) -> None:
+def _add_local(row: Row, local: Mapping[tuple[int, int], Row], otherwise: str) -> None:
     found = local.get((row.step, row.call))
     if found is not None:
         row.local, row.local_ratio, row.local_reason = found.error, found.ratio, found.reason
     elif row.status not in ("skipped", "extra", "missing"):
-        row.local_reason = "not isolated"
+        row.local_reason = otherwise
 
 
 def values_of(row: Row) -> int:

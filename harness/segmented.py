@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from . import cache as bookkeeping
+from .isolation import SEGMENTS, TAPS, Isolation
 from .tracer import Recorder, recording, trace_tensor
 from .tracer import step as mark_step
 
@@ -45,6 +46,22 @@ class Executor(Protocol):
         """Inputs by port name; outputs and inner taps in execution order, each name once."""
 
     def close(self) -> None: ...
+
+
+Right = Callable[[Recorded], np.ndarray | None]
+"""What the reference had in place of a value that a segment shows; None where it had nothing of the kind."""
+
+
+@runtime_checkable
+class Pinning(Protocol):
+    """An executor that can go on with the reference's value wherever a segment shows one."""
+
+    @property
+    def unpinned(self) -> Mapping[str, str]:
+        """Taps of which the segment's own value flows on, and why."""
+
+    def pinned(self, segment: str, inputs: Mapping[str, np.ndarray], right: Right) -> Sequence[Recorded]:
+        """As `call`; each value is shown as it was computed from right ones."""
 
 
 class Cache(Protocol):
@@ -114,6 +131,13 @@ class SegmentedSession:
         ]
         return last_real(np.concatenate(logits, axis=1), positions)
 
+    @property
+    def isolation(self) -> Isolation:
+        """How finely the isolated call separates local errors; known once it has run."""
+        if isinstance(self.executor, Pinning):
+            return Isolation(TAPS, dict(self.executor.unpinned))
+        return Isolation(SEGMENTS)
+
     def close(self) -> None:
         """Free the executor."""
         self.executor.close()
@@ -172,8 +196,19 @@ class SegmentedSession:
                 at = self.cache.positions(port.value) if port.value in caches else now.positions
                 swapped[port.name] = reference.like(port.value, now.step.index, at, inputs[port.name])
         with recording(recorder), now.marked():
-            for item in self.executor.call(segment.name, swapped):
+            for item in self._alone(segment.name, swapped, now, reference):
                 trace_tensor(item.tap, item.array, axes=item.axes)
+
+    def _alone(
+        self, segment: str, inputs: Mapping[str, np.ndarray], now: _Pass, reference: Values
+    ) -> Sequence[Recorded]:
+        if not isinstance(self.executor, Pinning):
+            return self.executor.call(segment, inputs)
+
+        def right(item: Recorded) -> np.ndarray | None:
+            return reference.beside(item.tap, now.step.index, now.positions, item.array, item.axes)
+
+        return self.executor.pinned(segment, inputs, right)
 
 
 @dataclass(frozen=True, slots=True)

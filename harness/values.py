@@ -79,6 +79,7 @@ class TapRows:
         self._records = records
         self._resets = sorted(resets)
         self.axes = records[0].axes
+        self.sketched = "sketched" in (records[0].meta or {})
         self._restart()
 
     def _restart(self) -> None:
@@ -152,6 +153,8 @@ class Values:
         self.resets = tuple(run.provenance.get("scenario", {}).get("resets", ()))
         self._derived = dict(derived or {})
         self._rows: dict[str, TapRows] = {}
+        self._steps: dict[str, dict[int, list[Record]]] = {}
+        self._newest: dict[str, tuple[int, TapRows]] = {}
 
     def rows(self, tap: str) -> TapRows:
         """The rows of one tap; a cache tap is read from its source, which has every row exactly once."""
@@ -173,6 +176,11 @@ class Values:
     def like(self, tap: str, step: int, positions: np.ndarray, template: np.ndarray) -> np.ndarray:
         """As `at`, in the candidate's number format; padding and hidden slots as the candidate has them."""
         rows = self.rows(tap)
+        if rows.sketched:
+            raise InconclusiveError(
+                f"tap={tap!r}: the run {self.run.name!r} holds sketches of it, and nothing can be fed with "
+                "those; record it with --capture full"
+            )
         found_rows, found = rows.at(step, positions)
         if (~found & (positions >= 0)).any():
             lost = positions[~found & (positions >= 0)]
@@ -181,6 +189,67 @@ class Values:
         own[found] = found_rows[found].astype(template.dtype)
         return rows_back(own, rows.axes)
 
+    def beside(
+        self, tap: str, step: int, positions: np.ndarray, template: np.ndarray, axes: str
+    ) -> np.ndarray | None:
+        """What the run held in place of `template`, a value at `positions` `[B, T]`; None where it held none.
+
+        In the template's number format. Padding stays the template's; of fewer rows than positions, they are
+        the last ones.
+        """
+        records = self._at(tap, step)
+        at = token_axis(axes)
+        if not records or records[0].axes != axes:
+            return None
+        only = records[0] if len(records) == 1 else None
+        if at is None or (only is not None and only.positions is None):
+            return _as(only.read(), template) if only is not None else None
+        positions = positions[:, positions.shape[1] - template.shape[at] :]
+        if only is not None and (positions >= 0).all() and np.array_equal(batch_positions(only), positions):
+            return _as(only.read(), template)
+        return self._gathered(tap, step, positions, template)
+
+    def _at(self, tap: str, step: int) -> Sequence[Record]:
+        """Records of a tap at one step."""
+        if tap not in self._steps:
+            table: dict[int, list[Record]] = {}
+            for record in records_of(self.run, tap):
+                table.setdefault(record.step, []).append(record)
+            self._steps[tap] = table
+        return self._steps[tap].get(step, ())
+
+    def _gathered(
+        self, tap: str, step: int, positions: np.ndarray, template: np.ndarray
+    ) -> np.ndarray | None:
+        """Put in order by position: from the records of the step alone where these hold all of it."""
+        records = self._at(tap, step)
+        if tap not in self._derived and all(map(positional, records)):
+            if self._newest.get(tap, (None, None))[0] != step:
+                self._newest[tap] = step, TapRows(records)
+            found = _filled(self._newest[tap][1], step, positions, template)
+            if found is not None:
+                return found
+        try:
+            return _filled(self.rows(tap), step, positions, template)
+        except InconclusiveError:
+            return None
+
     def tokens(self, step: int) -> np.ndarray | None:
         """Token ids `[B, T]` that the run was fed at a step; None if it recorded none."""
         return next((record.read() for record in records_of(self.run, "ids") if record.step == step), None)
+
+
+def _as(value: np.ndarray, template: np.ndarray) -> np.ndarray | None:
+    return value.astype(template.dtype, copy=False) if value.shape == template.shape else None
+
+
+def _filled(rows: TapRows, step: int, positions: np.ndarray, template: np.ndarray) -> np.ndarray | None:
+    """The template with the rows of its positions in place; None where one of them is not there."""
+    own = rows_first(template, rows.axes).copy()
+    if own.shape[:2] != positions.shape:
+        return None
+    values, found = rows.at(step, positions)
+    if (~found & (positions >= 0)).any() or values.shape != own.shape:
+        return None
+    own[found] = values[found].astype(own.dtype)
+    return rows_back(own, rows.axes)

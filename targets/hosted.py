@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity.harness.case import Step
+from parity.harness.isolation import Isolation
 from parity.harness.segmented import SegmentedSession
 from parity.harness.target import Facts
 from parity.harness.tracer import Sink
@@ -44,6 +45,11 @@ class HostedSession:
     @isolated_sink.setter
     def isolated_sink(self, sink: Sink | None) -> None:
         self.inner.isolated_sink = sink
+
+    @property
+    def isolation(self) -> Isolation:
+        """How finely local errors are separated."""
+        return self.inner.isolation
 
     def close(self) -> None:
         """Free the segments."""

@@ -38,11 +38,15 @@ class LayerHead(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size)
 
     def forward(self, residual: Tensor, rotary_pos_emb: Tensor) -> Handover:
+        trace_tensor("residual", residual, axes="b t d")
         norm1 = self.ln1(residual)
         trace_tensor("norm1", norm1, axes="b t d")
         q = self._rotated(self._heads(self.q_proj(norm1)), rotary_pos_emb)
         k = self._rotated(self._heads(self.k_proj(norm1)), rotary_pos_emb)
-        return residual, q, k, self._heads(self.v_proj(norm1))
+        v = self._heads(self.v_proj(norm1))
+        for name, rows in (("q", q), ("k", k), ("v", v)):
+            trace_tensor(name, rows, axes="b h t d")
+        return residual, q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
         batch, num_new, width = x.shape
@@ -189,7 +193,9 @@ class TailSegment(nn.Module):
             hidden = self.layer_bottom(residual, q, ks, vs, mask)
         final = self.final_ln(hidden)
         trace_tensor("final", final, axes="b t d")
-        return cast(Tensor, self.lm_head(final))
+        logits = cast(Tensor, self.lm_head(final))
+        trace_tensor("logits", logits, axes="b t v")
+        return logits
 
 
 def build_segments(config: KLMConfig, *, masked: bool = False) -> dict[str, nn.Module]:

@@ -82,6 +82,8 @@ def record(job: Job, *, progress: Progress) -> str:
 def _execute(session: Session, job: Job, run: RunWriter, *, isolate: bool, progress: Progress) -> Replayed:
     title = f"{'recording' if job.reference is None else 'replaying'} {job.spec.label}"
     if isinstance(job.case, ModuleCase):
+        if isolate:
+            isolated.update_provenance(isolation=session.isolation.to_json())  # type: ignore[attr-defined]
         return _call_once(session, run, progress, title)
     return replay(
         session,

@@ -143,6 +143,7 @@ def test_the_schema_page_names_exactly_the_fields_that_are_written(everything: R
     written = {
         "Result": data,
         "Comparison": onnx,
+        "Isolation": onnx["isolation"],
         "Record": onnx["records"][0],
         "First": onnx["first"],
         "Culprit": onnx["culprits"][0],
