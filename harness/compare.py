@@ -55,7 +55,6 @@ def compare_runs(
             isolated = cast("Run", facing(reference, isolated)[1])
         reference, candidate = cast("tuple[Run, Run]", facing(reference, candidate))
     maker = RowMaker(reference, candidate, isolated, rules, mapping)
-    reference, candidate = alike(reference, candidate)
     candidate = without_handed(candidate)
     order = [tap for tap in maker.aligner.order if not taps or matches(tap, taps)]
     rows: list[Row] = []
