@@ -12,6 +12,7 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     from .case import Case
+    from .sketch import Sketching
     from .target import Facts
 
 #: One row of the index; token ids are int64.
@@ -19,13 +20,17 @@ PER_RECORD, PER_TOKEN = 128, 8
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def estimate(case: Case, facts: Facts, *, isolate: bool, itemsize: int = 4) -> int:
+def estimate(
+    case: Case, facts: Facts, *, isolate: bool, itemsize: int = 4, capture: Sketching | None = None
+) -> int:
     """Bytes of one run of a case by a session of these facts, its isolated replay included (`isolate`).
 
     Exact but for names and provenance when every tap of the model is recorded; a target that shows fewer
     records less.
     """
     widths, wiring, window = case.model.widths, case.model.wiring, case.scenario.policy.window
+    if capture is not None:
+        widths = {tap: min(width, capture.numbers) for tap, width in widths.items()}
     caches = {row.cache: widths[row.cache] for row in wiring.caches}
     shown = sum(width for tap, width in widths.items() if tap not in caches)
     again = sum(width for tap, width in widths.items() if wiring.producer(tap)) if isolate else 0

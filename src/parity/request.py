@@ -10,6 +10,7 @@ from typing import Any
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.mapping import TapMap, load_map
 from parity.harness.size import parse_size
+from parity.harness.sketch import Sketching, parse_capture
 from parity.harness.target import Options
 
 REPLAYS = ("forced", "free", "isolated")
@@ -46,6 +47,7 @@ class Request:
     opset: int | None = None
     inputs: str | Mapping[str, Any] | None = None
     stages: bool = False
+    capture: str = "full"
     share_weights: bool = False
     force: bool = False
     max_bytes: str | int | None = None
@@ -54,6 +56,7 @@ class Request:
     def __post_init__(self) -> None:
         _one_of("replay", self.replay, REPLAYS)
         _one_of("exporter", self.exporter, EXPORTERS)
+        parse_capture(self.capture)
         if self.own_module and self.inputs is None:
             raise UserError(
                 f"model={self.model!r}: your own module needs --inputs FILE.npz, one array per argument"
@@ -85,6 +88,11 @@ class Request:
         if graph and self.ref is not None and self.ref.partition(":")[0] in ("torch", "module"):
             raise UserError(f"ref={self.ref!r}: {self.model} is no torch module; use onnx, or a stored run")
         return self.ref or ("onnx" if graph else "torch")
+
+    @property
+    def sketching(self) -> Sketching | None:
+        """How tensors are sketched; None: they are recorded in full."""
+        return parse_capture(self.capture)
 
     @property
     def limit(self) -> int | None:

@@ -56,6 +56,7 @@ def record(
         request.replay,
         None if reference is None else reference_values(reference),
         request.limit,
+        request.sketching,
     )
     return record_job(job, progress=progress)
 

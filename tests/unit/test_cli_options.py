@@ -18,7 +18,7 @@ RUN_OPTIONS = {
     "--model", "--inputs", "--weights", "--scenario", "--prompt", "--steps", "--batch", "--cache", "--seed",
     "--dtype", "--device", "--threads", "--segments", "--exporter", "--opset",
     "--taps", "--tol", "--map", "--force",
-    "--replay", "--stages", "--share-weights", "--max-bytes", "--out", "--json", "--verbose", "-v",
+    "--replay", "--stages", "--share-weights", "--capture", "--max-bytes", "--out", "--json", "--verbose", "-v",
 }  # fmt: skip
 
 

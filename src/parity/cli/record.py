@@ -17,6 +17,7 @@ from .show import show_json
 )
 @options(CASE, EXECUTION)
 @click.option("--replay", metavar="MODE", help="With --ref: forced, free or isolated.  [forced]")
+@click.option("--capture", metavar="LEVEL", help="full, or sketch[:N] numbers instead of a row.  [full]")
 @click.option("--max-bytes", metavar="SIZE", help="Refuse to record more, for example 500M or 2G.")
 @click.option(
     "--out", metavar="FILE.h5", default="trace.h5", show_default=True, help="Trace file; runs are appended."

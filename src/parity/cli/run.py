@@ -21,6 +21,7 @@ from .options import CASE, EXECUTION, JUDGING, given, options
 @click.option("--replay", metavar="MODE", help="forced, free or isolated.  [forced]")
 @click.option("--stages", is_flag=True, help="Run a chip's candidate at every stage and name the guilty one.")
 @click.option("--share-weights", is_flag=True, help="Load the reference's weights into a module candidate.")
+@click.option("--capture", metavar="LEVEL", help="full, or sketch[:N] numbers instead of a row.  [full]")
 @click.option("--max-bytes", metavar="SIZE", help="Refuse to record more, for example 500M or 2G.")
 @click.option("--out", metavar="DIR", help="Where trace.h5 and the reports go.  [a dated folder]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
