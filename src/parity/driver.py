@@ -23,6 +23,7 @@ from parity.harness.target import Spec, parse_spec, split_specs
 from parity.harness.tolerance import load_tolerance
 from parity.harness.trace import Run, Trace
 from parity.harness.values import Values
+from parity.harness.zoom import window_of, zoomed
 
 from . import registry
 from .cases import build_case, build_module_case
@@ -36,7 +37,7 @@ from .floors import (
     stored_floors,
 )
 from .provenance import environment, isolated_of, observer_findings, side_of
-from .recorder import Job, check_spec, record, reference_values, refuse_itself, stored
+from .recorder import ZOOM, Job, check_spec, record, reference_values, refuse_itself, stored
 from .request import Request
 from .stagewise import emulation_of, planned, unstaged, with_stages
 
@@ -197,11 +198,20 @@ class _Driver:
                     failed, inconclusive=f"{spec.text}: its parts cannot be run alone; use --replay forced"
                 )
             run, isolated = isolated, None
-        comparison = compare_runs(
+        rules = self._rules(reference, run, spec)
+        comparison = self._compared(reference, run, isolated, rules, (side, side_of(run, spec.label, path)))
+        if self.request.sketching is not None:
+            comparison = self._zoomed(comparison, spec, reference, rules)
+        return replace(comparison, findings=(*comparison.findings, *observer_findings(run)))
+
+    def _compared(
+        self, reference: Run, run: Run, isolated: Run | None, rules: Rules, sides: tuple[Side, Side]
+    ) -> Comparison:
+        return compare_runs(
             reference,
             run,
-            rules=self._rules(reference, run, spec),
-            sides=(side, side_of(run, spec.label, path)),
+            rules=rules,
+            sides=sides,
             isolated=isolated,
             taps=self.request.taps,
             mapping=self.mapping,
@@ -209,7 +219,22 @@ class _Driver:
             force=self.request.force,
             progress=self.progress,
         )
-        return replace(comparison, findings=(*comparison.findings, *observer_findings(run)))
+
+    def _zoomed(self, comparison: Comparison, spec: Spec, reference: Run, rules: Rules) -> Comparison:
+        """Sketches that depart are looked at again: both sides executed, the window recorded in full."""
+        window = window_of(comparison)
+        live = all(one.kind != "stored" for one in (spec, self.reference_spec))
+        if window is None or not live or self.request.replay == "free":
+            return comparison
+        names = [f"{spec.label}{ZOOM}-{side}" for side in ("reference", "candidate")]
+        forced = reference_values(reference)
+        for own, name, values in ((self.reference_spec, names[0], None), (spec, names[1], forced)):
+            job = self._job(replace(own, label=name), values)
+            record(replace(job, capture=None, window=window), progress=self.progress)
+        trace = Trace(self.trace)
+        one, two = (trace[name] for name in names)
+        looked = self._compared(one, two, None, rules, (comparison.reference, comparison.candidate))
+        return zoomed(comparison, looked, window)
 
     def _candidate_run(self, spec: Spec, reference: Run) -> tuple[Run, Run | None, str]:
         if spec.kind == "stored":
@@ -228,7 +253,9 @@ class _Driver:
     def _job(self, spec: Spec, reference: Values | None) -> Job:
         case = self._case(reference.run if reference is not None else None)
         asked, work = self.request, _cache() / "work"
-        return Job(spec, case, asked.options, self.trace, work, asked.replay, reference, asked.limit)
+        return Job(
+            spec, case, asked.options, self.trace, work, asked.replay, reference, asked.limit, asked.sketching
+        )
 
     def _rules(self, reference: Run, candidate: Run, spec: Spec | None = None) -> Rules:
         """How a run is judged: the tolerance, with the noise floor where it decides."""

@@ -19,21 +19,25 @@ from parity.harness.progress import Progress
 from parity.harness.replay import Replayed, replay
 from parity.harness.room import no_room
 from parity.harness.size import admit, estimate
+from parity.harness.sketch import Sketcher, Sketching, capture_of
 from parity.harness.target import Options, Spec, Unobserved
 from parity.harness.trace import Run, RunWriter, Trace, TraceWriter
 from parity.harness.tracer import recording
 from parity.harness.tracer import step as mark_step
 from parity.harness.values import Values
+from parity.harness.zoom import Through, Window
 
 from . import registry
 from .cases import case_provenance
 
 if TYPE_CHECKING:
     from parity.harness.target import Session, Target
+    from parity.harness.tracer import Sink
 
 #: Suffixes of runs that belong to another: a candidate's isolated replay, a reference's noise floor.
 ISOLATED = "@isolated"
 FLOOR = "@floor"
+ZOOM = "@zoom"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Job:
     replay: str = "forced"
     reference: Values | None = None
     max_bytes: int | None = None
+    capture: Sketching | None = None
+    window: Window | None = None
 
 
 def record(job: Job, *, progress: Progress) -> str:
@@ -57,9 +63,9 @@ def record(job: Job, *, progress: Progress) -> str:
         stack.enter_context(_threads(job.options.threads))
         session = _prepared(target, job, progress)
         stack.callback(session.close)
-        isolate = job.replay != "free" and hasattr(session, "isolated_sink") and job.reference is not None
-        if isinstance(job.case, Case):
-            size = estimate(job.case, session.facts, isolate=isolate)
+        isolate = _isolates(job) and hasattr(session, "isolated_sink")
+        if isinstance(job.case, Case) and job.window is None:
+            size = estimate(job.case, session.facts, isolate=isolate, capture=job.capture)
             admit(job.spec.label, size, job.path, job.max_bytes)
         writer = stack.enter_context(TraceWriter(job.path, max_bytes=job.max_bytes))
         run = stack.enter_context(_run(writer, job.spec.label, job, session))
@@ -70,20 +76,33 @@ def record(job: Job, *, progress: Progress) -> str:
             isolated.update_provenance(unobserved=_fed(job, session))
             session.isolated_sink = isolated  # type: ignore[attr-defined]
         try:
-            done = _execute(session, job, run, isolate=isolate, progress=progress)
+            done = _execute(session, job, _sink(job, run), isolate=isolate, progress=progress)
         except (ParityError, KeyboardInterrupt):
             raise
         except Exception as error:
             raise _broken(job, "failed while running", error) from error
         run.update_provenance(seconds=done.seconds, **_after(session))
+        if isolate:
+            isolated.update_provenance(isolation=session.isolation.to_json())  # type: ignore[attr-defined]
     return job.spec.label
 
 
-def _execute(session: Session, job: Job, run: RunWriter, *, isolate: bool, progress: Progress) -> Replayed:
+def _isolates(job: Job) -> bool:
+    """Whether segments are also fed the reference's values: there must be values, in full."""
+    full = job.capture is None and job.window is None
+    return full and job.replay != "free" and job.reference is not None and not capture_of(job.reference.run)
+
+
+def _sink(job: Job, run: RunWriter) -> Sink:
+    """Where taps go: into the run in full, only those of a window, or as sketches."""
+    if job.window is not None:
+        return Through(run, job.window)
+    return run if job.capture is None else Sketcher(run, job.capture)
+
+
+def _execute(session: Session, job: Job, run: Sink, *, isolate: bool, progress: Progress) -> Replayed:
     title = f"{'recording' if job.reference is None else 'replaying'} {job.spec.label}"
     if isinstance(job.case, ModuleCase):
-        if isolate:
-            isolated.update_provenance(isolation=session.isolation.to_json())  # type: ignore[attr-defined]
         return _call_once(session, run, progress, title)
     return replay(
         session,
@@ -97,7 +116,7 @@ def _execute(session: Session, job: Job, run: RunWriter, *, isolate: bool, progr
     )
 
 
-def _call_once(session: Session, run: RunWriter, progress: Progress, title: str) -> Replayed:
+def _call_once(session: Session, run: Sink, progress: Progress, title: str) -> Replayed:
     """A module of the user's has one step and takes its inputs by name."""
     import time
 
@@ -177,6 +196,7 @@ def _run(writer: TraceWriter, name: str, job: Job, session: Session) -> RunWrite
             "substitutions": list(facts.substitutions),
             "unobserved": [asdict(item) for item in facts.unobserved],
             "details": dict(facts.details),
+            **({"capture": job.capture.provenance()} if job.capture else {}),
             "command": sys.argv[1:],
         },
     )
@@ -221,7 +241,7 @@ def stored(spec: Spec) -> tuple[Trace, str]:
     trace = Trace(spec.name)
     if spec.arg:
         return trace, spec.arg
-    names = list(dict.fromkeys(run.name for run in trace.runs if not run.name.endswith((ISOLATED, FLOOR))))
+    names = list(dict.fromkeys(run.name for run in trace.runs if not _of_another(run.name)))
     if len(names) == 1:
         return trace, names[0]
     chosen = next((name for name in ("torch", "ref") if name in names), None)
@@ -230,6 +250,11 @@ def stored(spec: Spec) -> tuple[Trace, str]:
             f"{spec.name}: holds the runs {', '.join(names) or 'none'}; say which, as {spec.name}:RUN"
         )
     return trace, chosen
+
+
+def _of_another(name: str) -> bool:
+    """Whether a run belongs to another and is never meant by itself."""
+    return name.endswith((ISOLATED, FLOOR)) or ZOOM in name
 
 
 def refuse_itself(reference: tuple[str, str], candidate: tuple[str, str]) -> None:
