@@ -8,6 +8,7 @@ from pathlib import Path
 from parity.harness.errors import UserError, did_you_mean
 
 from .compile.chips import CHIPS, MODES, Chip, Mode, chip_named, group_size_for, mode_for
+from .compile.tables import check_formats, read_qtable
 
 #: How far towards the chip a candidate goes. `tapped` is the simulator on a build whose taps are outputs.
 LEVELS = ("onnx", "top", "tpu", "sim", "tapped")
@@ -79,7 +80,7 @@ def parse_arg(name: str, arg: str, *, chip: str, mode: str) -> Asked:
 
 
 def _sound(name: str, asked: Asked, mode: str, group: int | None) -> Asked:
-    """The chip belongs to the target, and has the mode."""
+    """The chip belongs to the target, and has the mode and the formats of the qtable."""
     family = "cvi" if name == "cvi" else "bm"
     if asked.chip.family != family:
         own = ", ".join(chip.name for chip in CHIPS.values() if chip.family == family)
@@ -89,6 +90,8 @@ def _sound(name: str, asked: Asked, mode: str, group: int | None) -> Asked:
             f"{name}:{asked.path}: files compiled elsewhere run on the simulator only; drop {asked.level!r}"
         )
     found = mode_for(asked.chip, mode)
+    if asked.qtable is not None:
+        check_formats(asked.qtable, read_qtable(asked.qtable), asked.chip, found)
     return replace(asked, mode=found, group_size=group_size_for(found, group))
 
 

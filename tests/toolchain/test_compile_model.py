@@ -159,6 +159,15 @@ def test_an_onnx_file_of_anyones(cache, tmp_path):
     assert Path(made["file"]).is_file()
 
 
+def test_a_qtable_is_refused_before_anything_is_calibrated(cache, tmp_path):
+    (tmp_path / "net.onnx").write_bytes(graphs.block())
+    (tmp_path / "q.txt").write_text("y_Softmax F16\n")
+    words = (str(tmp_path / "net.onnx"), "--chip", "cv181x", "--mode", "int8", "--samples", "none.npz")
+    done = parity(cache, *words, "--qtable", str(tmp_path / "q.txt"), "--out", str(tmp_path / "o"))
+    assert done.returncode == 2
+    assert "asks for y_Softmax in F16, which a build for cv181x in int8 has not" in done.stderr
+
+
 def test_a_person_may_stop_before_what_is_known_to_go_wrong(cache, tmp_path):
     path = tmp_path / "sine.onnx"
     path.write_bytes(graphs.sine())

@@ -27,6 +27,16 @@ def test_a_bare_name_is_the_chip_in_its_usual_format_on_the_simulator():
     assert bm1684x().asked("").mode.name == "f16"
 
 
+def test_a_qtable_s_formats_are_checked_before_anything_runs(tmp_path):
+    (tmp_path / "q.txt").write_text("y_Softmax F16\n")
+    with pytest.raises(
+        UserError, match="asks for y_Softmax in F16, which a build for cv181x in int8 has not"
+    ):
+        asked(f"int8+qtable={tmp_path / 'q.txt'}")
+    (tmp_path / "q.txt").write_text("y_Softmax BF16\n")
+    assert asked(f"int8+qtable={tmp_path / 'q.txt'}").qtable == tmp_path / "q.txt"
+
+
 @pytest.mark.parametrize("arg", ["int8+cv180x+tpu", "tpu+int8+cv180x", "cv180x+tpu+INT8"])
 def test_words_come_in_any_order(arg):
     found = asked(arg)

@@ -91,6 +91,7 @@ def test_a_mode_of_a_segment_is_written_with_an_equals_sign(text):
         ({"chip": "cv181x", "window": 0}, "window=0"),
         ({"chip": "ascend310b"}, "its compiler does not run here; --dry-run writes the lines"),
         ({"chip": "ascend310b", "dry_run": True, "modes": {"a": "b"}}, "atc has one precision mode"),
+        ({"chip": "ascend310b", "dry_run": True, "qtable": Path("q")}, "belongs to Sophgo's compiler"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(options, said):
@@ -109,31 +110,113 @@ def invoke(*words: str) -> Any:
     return CliRunner().invoke(cli, ["compile", *words], catch_exceptions=True)
 
 
-def test_a_dry_run_prints_the_vendor_tools_own_lines(onnx_file):
-    done = invoke(str(onnx_file), "--chip", "bm1684x", "--mode", "w4f16", "--group-size", "32", "--dry-run")
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+def dry_run(*words: str) -> tuple[Path, list[list[str]]]:
+    """The folder that the lines are to be run in, and the words of each."""
+    done = invoke(*words, "--dry-run")
+    assert done.exit_code == 0, done.exception
+    first, *lines = [shlex.split(line) for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert first[0] == "cd"
+    return Path(first[1]), lines
+
+
+def test_a_dry_run_prints_the_vendor_tools_own_lines(onnx_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, lines = dry_run(str(onnx_file), "--chip", "bm1684x", "--mode", "w4f16", "--group-size", "32")
     assert [line[0] for line in lines] == ["model_transform.py", "model_deploy.py"]
     transform, deploy = (dict(zip(line[1::2], line[2::2], strict=True)) for line in lines)
     assert transform["--input_shapes"] == "[[1,1,64]]"
     assert transform["--model_name"] == "my_block_v2"
     assert transform["--mlir"] == deploy["--mlir"]
     assert deploy | {"--quantize": "W4F16", "--processor": "bm1684x", "--q_group_size": "32"} == deploy
+    assert folder == Path("my_block_v2-bm1684x-w4f16")
+    assert (folder / transform["--model_def"]).read_bytes() == onnx_file.read_bytes()
 
 
-def test_a_dry_run_of_int8_calibrates_unless_there_is_a_table(onnx_file, tmp_path):
-    words = (str(onnx_file), "--chip", "cv181x", "--mode", "int8", "--dry-run")
-    assert "run_calibration.py my_block_v2.mlir" in invoke(*words).stdout
-    table = tmp_path / "t.txt"
-    done = invoke(*words, "--calibration", str(table))
-    assert "run_calibration.py" not in done.stdout
-    assert f"--calibration_table {table}" in done.stdout
+def test_a_dry_run_of_int8_writes_the_samples_that_its_lines_name(onnx_file, tmp_path):
+    for at in range(3):
+        np.savez(tmp_path / f"s{at}.npz", x=np.full((1, 1, 64), at, np.float32))
+    samples = [word for at in range(3) for word in ("--samples", str(tmp_path / f"s{at}.npz"))]
+    words = (str(onnx_file), "--chip", "cv181x", "--mode", "int8", "--out", str(tmp_path / "there"))
+    for _ in range(2):  # a second dry run leaves nothing of the first
+        folder, (_, calibrate, deploy) = dry_run(*words, *samples)
+    named = dict(zip(calibrate[2::2], calibrate[3::2], strict=True))
+    files = sorted((folder / named["--dataset"]).iterdir())
+    assert named["--input_num"] == str(len(files)) == "3"
+    assert [float(np.load(file)["x"].max()) for file in files] == [0, 1, 2]
+    assert deploy[deploy.index("--calibration_table") + 1] == named["-o"]
 
 
-def test_a_dry_run_for_ascend_writes_atc_lines_with_the_precision(onnx_file):
-    done = invoke(str(onnx_file), "--chip", "ascend310b", "--mode", "force_fp16", "--dry-run")
-    assert "atc --framework=5" in done.stdout
-    assert "--precision_mode=force_fp16" in done.stdout
-    assert "x:1,1,64" in done.stdout
+def test_a_dry_run_of_int8_without_samples_says_what_to_give(onnx_file, tmp_path):
+    done = invoke(str(onnx_file), "--chip", "cv181x", "--mode", "int8", "--dry-run", "--out", str(tmp_path))
+    assert isinstance(done.exception, UserError)
+    assert "give --samples FILE.npz" in str(done.exception)
+
+
+def test_a_dry_run_brings_the_tables_that_its_lines_name(onnx_file, tmp_path):
+    table, qtable = tmp_path / "t.txt", tmp_path / "q.txt"
+    table.write_text("x 1 -1 1\n")
+    qtable.write_text("y_Softmax BF16\n")
+    words = (str(onnx_file), "--chip", "cv181x", "--mode", "int8", "--calibration", str(table))
+    folder, lines = dry_run(*words, "--qtable", str(qtable), "--out", str(tmp_path / "there"))
+    assert [line[0] for line in lines] == ["model_transform.py", "model_deploy.py"]
+    deploy = dict(zip(lines[1][1::2], lines[1][2::2], strict=True))
+    assert (folder / deploy["--calibration_table"]).read_text() == table.read_text()
+    assert (folder / deploy["--quantize_table"]).read_text() == qtable.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("x 1 nan 1\n", "numbers should be finite"), (None, "there is no such file")]
+)
+def test_a_dry_run_refuses_a_table_that_is_none(onnx_file, tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "t.txt").write_text(text)
+    words = (str(onnx_file), "--chip", "cv181x", "--mode", "int8", "--calibration", str(tmp_path / "t.txt"))
+    done = invoke(*words, "--dry-run", "--out", str(tmp_path / "there"))
+    assert isinstance(done.exception, UserError)
+    assert said in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"calibration": Path("t.txt")}, r"calibration='t.txt': bf16 needs no calibration; leave it out"),
+        ({"calibrator": "stock"}, r"calibrator='stock': bf16 needs no calibration"),
+        ({"files": (Path("a.onnx"),), "samples": (Path("a.npz"),)}, r"samples='a.npz': bf16 needs no"),
+        ({"group_size": 32}, r"group_size=32: bf16 has no groups of weights"),
+    ],
+)
+def test_what_no_mode_takes_is_refused_and_not_passed_over(options, said):
+    with pytest.raises(UserError, match=said):
+        Order("cv181x", **options).modes_of(["a"])
+
+
+def test_what_one_of_the_modes_takes_is_fine():
+    Order("bm1684x", mode="f16", modes={"b": "int8"}, calibrator="stock").modes_of(["a", "b"])
+    Order("bm1684x", mode="f16", modes={"b": "w4f16"}, group_size=32).modes_of(["a", "b"])
+
+
+def test_a_table_and_a_way_to_make_one_do_not_go_together():
+    with pytest.raises(UserError, match="is a table already; leave out --calibrator and --samples"):
+        Order("cv181x", mode="int8", calibration=Path("t.txt"), calibrator="stock")
+
+
+def test_a_qtable_is_refused_before_anything_is_calibrated(onnx_file, tmp_path):
+    """The samples are not even looked at."""
+    (tmp_path / "q.txt").write_text("y_Softmax F16\n")
+    words = (str(onnx_file), "--chip", "cv181x", "--mode", "int8", "--samples", str(tmp_path / "none.npz"))
+    done = invoke(*words, "--qtable", str(tmp_path / "q.txt"), "--out", str(tmp_path / "there"), "--dry-run")
+    assert isinstance(done.exception, UserError)
+    assert "asks for y_Softmax in F16, which a build for cv181x in int8 has not" in str(done.exception)
+
+
+def test_a_dry_run_for_ascend_writes_atc_lines_with_the_precision(onnx_file, tmp_path):
+    words = (str(onnx_file), "--chip", "ascend310b", "--mode", "force_fp16", "--out", str(tmp_path / "there"))
+    folder, lines = dry_run(*words)
+    (atc,) = (line for line in lines if line[:2] == ["atc", "--framework=5"])
+    assert "--precision_mode=force_fp16" in atc
+    assert "--input_shape=x:1,1,64" in atc
+    (model,) = (word.partition("=")[2] for word in atc if word.startswith("--model="))
+    assert (folder / model).read_bytes() == onnx_file.read_bytes()
 
 
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path):
@@ -269,9 +352,10 @@ def test_without_a_toolchain_it_says_how_to_get_one(onnx_file, tmp_path):
     assert "`parity toolchain install tpu-mlir`" in done.stderr
 
 
-def test_the_plain_data_of_a_dry_run_is_its_lines(onnx_file):
-    done = invoke(str(onnx_file), "--chip", "cv181x", "--dry-run", "--json")
+def test_the_plain_data_of_a_dry_run_is_its_lines(onnx_file, tmp_path):
+    done = invoke(str(onnx_file), "--chip", "cv181x", "--dry-run", "--json", "--out", str(tmp_path))
     assert [line.split()[0] for line in json.loads(done.stdout)["lines"]] == [
+        "cd",
         "model_transform.py",
         "model_deploy.py",
     ]

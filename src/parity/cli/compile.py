@@ -47,7 +47,9 @@ if TYPE_CHECKING:
 @click.option("--combine", is_flag=True, help="Also one .bmodel that holds every net.")
 @click.option("--num-device", type=int, metavar="N", help="Devices that share a net; only 1.")
 @click.option("--strict", is_flag=True, help="Stop before compiling what is known to abort or miscompute.")
-@click.option("--dry-run", is_flag=True, help="Compile nothing; print the vendor tools' own commands.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only write what the vendor's tools take; print their commands."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print files, formats and findings as JSON.")
 def command(files: tuple[Path, ...], segment_mode: tuple[str, ...], as_json: bool, **values: Any) -> None:
     """Compile a model's segments, or ONNX files, for a Sophgo chip by the real compiler.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parity.harness.errors import UserError
 from parity.targets.sophgo.compile.artefact import CALIBRATION, QTABLE
+from parity.targets.sophgo.compile.chips import Mode
 from parity.targets.sophgo.compile.job import Artefact
+from parity.targets.sophgo.compile.tables import check_formats, read_qtable
 
 from .files import FileGraphs
 from .model import ModelGraphs
@@ -31,7 +33,7 @@ def deliver(
     cache: Path,
 ) -> tuple[Path, Path | None]:
     """The folder, and the combined file if one was asked for. UserError where it cannot be written."""
-    folder = order.out or Path(_name(order, source, artefacts))
+    folder = order.out or Path(_name(order, artefacts))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for artefact in artefacts:
@@ -39,7 +41,7 @@ def deliver(
             for table, suffix in ((CALIBRATION, "calibration.txt"), (QTABLE, "qtable.txt")):
                 if (artefact.folder / table).is_file():
                     _place(artefact.folder / table, folder / f"{artefact.manifest['name']}_{suffix}")
-        combined = _combined(order, source, artefacts, toolchain, cache, folder) if order.combine else None
+        combined = _combined(order, artefacts, toolchain, cache, folder) if order.combine else None
         _write(folder / "manifest.json", _manifest(order, source, artefacts, combined))
     except OSError as error:
         raise UserError(
@@ -65,24 +67,33 @@ def tables_in(what: str, path: Path, names: Collection[str], ending: str) -> dic
     return found
 
 
-def _name(order: Order, source: FileGraphs | ModelGraphs, artefacts: Sequence[Artefact]) -> str:
-    """`klm-cv181x-bf16`; several modes are `mixed`."""
-    modes = {artefact.manifest["mode"] for artefact in artefacts}
-    whose = order.model_name if isinstance(source, ModelGraphs) else artefacts[0].manifest["name"]
-    return f"{whose}-{order.row.name}-{modes.pop() if len(modes) == 1 else 'mixed'}"
+def qtables_of(order: Order, modes: Mapping[str, Mode]) -> dict[str, Path]:
+    """Name -> qtable, for the graphs that have one. UserError for formats that the chip has not."""
+    if order.qtable is None:
+        return {}
+    found = tables_in("qtable", order.qtable, modes, QTABLE)
+    for name, path in found.items():
+        check_formats(path, read_qtable(path), order.row, modes[name])
+    return found
+
+
+def folder_name(order: Order, modes: Mapping[str, str]) -> str:
+    """`klm-cv181x-bf16`, for the name and mode of each graph; several modes are `mixed`."""
+    kinds = set(modes.values())
+    whose = next(iter(modes)) if order.files else order.model_name
+    return f"{whose}-{order.chip}-{kinds.pop() if len(kinds) == 1 else 'mixed'}"
+
+
+def _name(order: Order, artefacts: Sequence[Artefact]) -> str:
+    return folder_name(order, {one.manifest["name"]: one.manifest["mode"] for one in artefacts})
 
 
 def _combined(
-    order: Order,
-    source: FileGraphs | ModelGraphs,
-    artefacts: Sequence[Artefact],
-    toolchain: Toolchain,
-    cache: Path,
-    folder: Path,
+    order: Order, artefacts: Sequence[Artefact], toolchain: Toolchain, cache: Path, folder: Path
 ) -> Path:
     from parity.targets.sophgo.compile import combine
 
-    place = folder / f"{_name(order, source, artefacts)}{order.row.suffix}"
+    place = folder / f"{_name(order, artefacts)}{order.row.suffix}"
     return combine(artefacts, place, toolchain, cache / "logs" / f"combine-{os.getpid()}")
 
 

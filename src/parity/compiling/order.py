@@ -33,7 +33,7 @@ class Order:
     masked: bool = False
     tapped: bool = False
     calibration: Path | None = None
-    calibrator: str = "max"
+    calibrator: str | None = None
     qtable: Path | None = None
     scenario: str | None = None
     samples: tuple[Path, ...] = ()
@@ -53,6 +53,11 @@ class Order:
             raise UserError("model: ONNX files are compiled as they are; leave out the options of a model")
         if self.samples and not self.files:
             raise UserError("samples: belong to ONNX files; a model is calibrated on --scenario")
+        if self.calibration is not None and (self.calibrator is not None or self.samples):
+            raise UserError(
+                f"calibration={str(self.calibration)!r}: is a table already; leave out --calibrator and "
+                "--samples"
+            )
         if self.window is not None and self.window < 1:
             raise UserError(f"window={self.window}: must be at least 1")
         if self.ascend:
@@ -91,6 +96,10 @@ class Order:
             )
         if self.modes:
             raise UserError("segment_mode: atc has one precision mode per line; leave it out, use --mode")
+        others = {**self._of_calibration(), "qtable": self.qtable, "group_size": self.group_size}
+        for name, value in {**others, "combine": self.combine}.items():
+            if value:
+                raise UserError(f"{name}={str(value)!r}: belongs to Sophgo's compiler; leave it out")
 
     def modes_of(self, names: Sequence[str]) -> dict[str, Mode]:
         """Name -> mode. UserError for a glob that matches none of them, or a mode that the chip has not."""
@@ -101,7 +110,32 @@ class Order:
             if not matched:
                 raise UserError(f"segment_mode={glob}={mode}: matches none. {did_you_mean(glob, names)}")
             chosen |= dict.fromkeys(matched, mode)
-        return {name: mode_for(self.row, mode) for name, mode in chosen.items()}
+        modes = {name: mode_for(self.row, mode) for name, mode in chosen.items()}
+        self._check_used(modes)
+        return modes
+
+    def _check_used(self, modes: Mapping[str, Mode]) -> None:
+        """UserError for what was given and none of the modes takes."""
+        said = ", ".join(sorted({mode.name for mode in modes.values()}))
+        if not any(mode.calibrated for mode in modes.values()):
+            for name, value in self._of_calibration().items():
+                raise UserError(f"{name}={value!r}: {said} needs no calibration; leave it out, or take int8")
+        if self.group_size is not None and not any(mode.group_size for mode in modes.values()):
+            raise UserError(
+                f"group_size={self.group_size}: {said} has no groups of weights; leave it out, or take w8* "
+                "or w4*"
+            )
+
+    def _of_calibration(self) -> dict[str, str]:
+        """Options that were given and only a calibration reads."""
+        given: dict[str, str] = {}
+        if self.calibration is not None:
+            given["calibration"] = str(self.calibration)
+        if self.calibrator is not None:
+            given["calibrator"] = self.calibrator
+        if self.samples:
+            given["samples"] = str(self.samples[0])
+        return given
 
     def _default_mode(self) -> str:
         wanted = DEFAULT_MODES[self.row.family]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.folders import cache_folder
 from parity.harness.progress import Progress, Silent
-from parity.targets.sophgo.compile.artefact import QTABLE, stored_artefact
+from parity.targets.sophgo.compile.artefact import stored_artefact
 from parity.targets.sophgo.compile.chips import Mode
 from parity.targets.sophgo.compile.job import Artefact, CompileJob
 
-from .deliver import deliver, tables_in
+from .deliver import deliver, qtables_of, tables_in
+from .elsewhere import ascend_lines, sophgo_lines
 from .exports import Graph
 from .files import FileGraphs
 from .model import ModelGraphs
@@ -69,12 +70,12 @@ def compile_order(order: Order, *, progress: Progress | None = None) -> Compiled
     progress = progress or Silent()
     work = cache_folder() / WORK
     source = FileGraphs(order, progress) if order.files else ModelGraphs(order, work, progress)
-    if order.ascend:
-        return Compiled(lines=_ascend(order, source))
     graphs = _chosen(order, source.graphs)
+    if order.ascend:
+        return Compiled(lines=ascend_lines(order, source, graphs))
     modes = order.modes_of(list(graphs))
     if order.dry_run:
-        return Compiled(lines=_lines(order, source, graphs, modes))
+        return Compiled(lines=sophgo_lines(order, source, graphs, modes))
     from parity.targets.sophgo.toolchain import installed
 
     compilation = _Compilation(order, source, graphs, modes, installed(), work / "cache" / "sophgo", progress)
@@ -110,9 +111,9 @@ class _Compilation:
 
     def _jobs(self) -> dict[str, CompileJob]:
         """One job per graph, its file left out: the digest is enough to look for its artefact."""
+        qtables = qtables_of(self.order, self.modes)
         calibrated = [name for name, mode in self.modes.items() if mode.calibrated]
         tables = self._tables(calibrated) if calibrated else {}
-        qtables = tables_in("qtable", self.order.qtable, self.graphs, QTABLE) if self.order.qtable else {}
         return {
             name: CompileJob(
                 name,
@@ -171,7 +172,7 @@ class _Compilation:
         known = self.source.index.tables(key) if isinstance(self.source, ModelGraphs) else None
         if known is not None:
             return known
-        from parity.targets.sophgo.compile import calibrate
+        from parity.targets.sophgo.compile import CALIBRATORS, calibrate
 
         samples = self.source.samples()
         with self.progress.stage("calibrating", len(names)) as bar:
@@ -183,7 +184,7 @@ class _Compilation:
                     samples[name],
                     self.toolchain,
                     self.cache,
-                    calibrator=self.order.calibrator,
+                    calibrator=self.order.calibrator or CALIBRATORS[0],
                 )
                 bar.advance()
         if isinstance(self.source, ModelGraphs):
@@ -202,37 +203,3 @@ def _chosen(order: Order, graphs: Mapping[str, Graph]) -> dict[str, Graph]:
     if not chosen:
         raise UserError(f"segments={glob!r}: matches none. {did_you_mean(str(glob), graphs)}")
     return chosen
-
-
-def _lines(
-    order: Order, source: FileGraphs | ModelGraphs, graphs: Mapping[str, Graph], modes: Mapping[str, Mode]
-) -> tuple[str, ...]:
-    """The stock tools' lines; the ONNX files that they name are written into --out."""
-    from parity.targets.sophgo.compile.stock import stock_lines
-
-    folder = order.out or Path()
-    lines = []
-    for name in graphs:
-        data = source.content(name)
-        if order.out is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name}.onnx").write_bytes(data)
-        size = order.group_size if modes[name].group_size else None
-        job = CompileJob(name, data, order.row.name, modes[name].name, size, order.calibration, order.qtable)
-        lines += stock_lines(job)
-    return tuple(lines)
-
-
-def _ascend(order: Order, source: FileGraphs | ModelGraphs) -> tuple[str, ...]:
-    """The lines for Ascend's compiler; `--mode` is its precision mode."""
-    from parity.targets.ascend import atc_lines
-
-    graphs = _chosen(order, source.graphs)
-    sources = {name: source.content(name) for name in graphs}
-    folder = "." if order.out is None else str(order.out)
-    plan = (
-        atc_lines(sources, order.chip, folder=folder)
-        if order.mode is None
-        else atc_lines(sources, order.chip, folder=folder, precision=order.mode)
-    )
-    return (*plan.lines, *(f"# {finding}" for finding in plan.findings))

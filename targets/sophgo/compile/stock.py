@@ -9,10 +9,10 @@ from .job import CompileJob
 from .opset import load
 
 
-def stock_lines(job: CompileJob, *, samples: int = 8) -> list[str]:
+def stock_lines(job: CompileJob, *, samples: int) -> list[str]:
     """`model_transform.py`, `run_calibration.py` where int8 has no table yet, `model_deploy.py`.
 
-    They expect NAME.onnx in the current folder, and the samples of int8 as .npz files in NAME_samples/.
+    They expect NAME.onnx in the current folder, and `samples` .npz files for int8 in NAME_samples/.
     """
     chip, mode, group_size = job.checked()
     name = job.name
