@@ -167,6 +167,29 @@ def test_the_keyboard_is_served_and_stdout_holds_nothing_but_answers(toolchain, 
 
 
 @pytest.mark.slow
+def test_what_the_keyboard_cannot_answer_is_said_at_once_and_without_chatter(toolchain, package):
+    """By the command, while it goes on: a person sees the sentence before the next answer."""
+    code = "from parity.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "board", "serve", package],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stderr is not None
+        assert child.stdout.readline() == "## READY ##\n"
+        child.stdin.write("@prod\n")
+        child.stdin.flush()
+        said = child.stderr.readline()
+        child.stdin.write("#h\n@pred2\n")
+        child.stdin.close()
+        assert len(child.stdout.read().rstrip("\n")) == 2
+        assert child.stderr.read() == ""
+    assert said == "serve: '@prod': is no command; use #c, @pred[N], @accept, @back, @clear or @debug\n"
+    assert child.returncode == 0
+
+
+@pytest.mark.slow
 def test_chips_are_played_side_by_side(toolchain, artefact, tmp_path):
     one, other = artefact("cv181x", "bf16"), artefact("bm1684x", "f16")
     with (

@@ -16,6 +16,9 @@ from ..toolchain import Toolchain
 from . import chatter
 from .program import NAME
 
+#: What `serve` begins with when it says why it cannot answer a line.
+_SENTENCE = b"serve: "
+
 
 def simulate(package: Path, out: Path, toolchain: Toolchain, *, log: Path, progress: Progress) -> Path:
     """Step a package here, dump into the new folder `out`; what the libraries print goes to the log.
@@ -45,12 +48,26 @@ def simulate(package: Path, out: Path, toolchain: Toolchain, *, log: Path, progr
 
 
 def serve(package: Path, toolchain: Toolchain, *, log: Path) -> None:
-    """The keyboard's protocol on this process's stdin and stdout; the child ends when stdin does."""
+    """The keyboard's protocol on this process's stdin and stdout; the child ends when stdin does.
+
+    What it says of a line that it cannot answer goes to stderr at once, what the libraries print to the log.
+    """
     with log.open("wb") as file:
-        child = _child(package, toolchain, log, ["serve", str(package)], None, stderr=file)
+        child = _child(package, toolchain, log, ["serve", str(package)], None, stderr=subprocess.PIPE)
         with child:
-            code = child.wait()
-    _check(package, code, log)
+            assert child.stderr is not None
+            for line in child.stderr:
+                file.write(line)
+                file.flush()
+                _pass_on(line)
+    _check(package, child.returncode, log)
+
+
+def _pass_on(line: bytes) -> None:
+    """A sentence of the program's own, also where a library left a line unfinished before it."""
+    at = line.find(_SENTENCE)
+    if at >= 0:
+        print(line[at:].decode("utf-8", "replace").rstrip(), file=sys.stderr, flush=True)
 
 
 def _child(
