@@ -85,6 +85,12 @@ def compare_runs(
         isolation=maker.isolation,
         handed=handed_rows(isolated, rules, rows) if isolated is not None and _failing(rows) else (),
     comparison = replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
+    if comparison.first is not None:
+        from .brought import onset_of
+        from .forensics import with_forensics
+
+        comparison = with_forensics(comparison, reference, candidate)
+        comparison = replace(comparison, onset=onset_of(comparison, reference, candidate))
     return replace(comparison, causes=causes_of(comparison, reference, candidate, isolated))
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .isolation import Isolation
 
+from .onset import Onset as Onset
+
 if TYPE_CHECKING:
     from .metrics import LogitMetrics, Metrics
 
@@ -152,11 +154,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Cause:
-    """A named explanation that reproduces what the candidate did, and the evidence for it."""
+    """A named explanation that reproduces what the candidate did, and the evidence for it.
+
+    `residual` is the relative error that it leaves, `next_best` what the best of another kind leaves.
+    """
 
     tap: str
     name: str
     evidence: str
+    residual: float | None = None
+    next_best: float | None = None
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,7 @@ class Comparison:
     findings: tuple[Finding, ...] = ()
     causes: tuple[Cause, ...] = ()
     stages: tuple[Stage, ...] = ()
+    onset: Onset | None = None
     rules: Mapping[str, int] = field(default_factory=dict)
     tolerance: str = ""
     replay: str = "forced"
@@ -207,6 +215,8 @@ class Comparison:
     unsound: str = ""
     failure: str = ""
     refused: str = ""
+    isolation: Isolation = field(default_factory=Isolation)
+    handed: tuple[Row, ...] = ()
 
     def __bool__(self) -> bool:
         raise TypeError(f"a comparison is neither true nor false; ask for .verdict ({self.verdict!r})")
@@ -226,8 +236,6 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-    isolation: Isolation = field(default_factory=Isolation)
-    handed: tuple[Row, ...] = ()
         """`parity`, `divergence`, `inconclusive`, `failed` or `refused`."""
         if self.refused:
             return "refused"
@@ -289,6 +297,7 @@ class Comparison:
             findings=tuple(Finding(**item) for item in data["findings"]),
             causes=tuple(Cause(**item) for item in data["causes"]),
             stages=tuple(Stage(**item) for item in data["stages"]),
+            onset=Onset(**data["onset"]) if data.get("onset") else None,
             rules=data["rules"],
             tolerance=data["tolerance"],
             replay=data["replay"],
@@ -296,6 +305,8 @@ class Comparison:
             unsound=data["unsound"],
             failure=data["failure"],
             refused=data["refused"],
+            isolation=Isolation(**data.get("isolation", {})),
+            handed=tuple(_row(row) for row in data.get("handed", ())),
         )
 
 
@@ -316,8 +327,6 @@ def _row_json(row: Row, *, full: bool) -> dict[str, Any]:
         for heavy in ("rows",) if full else ("hist", "joint", "profiles", "rows"):
             data["metrics"].pop(heavy, None)
     return data
-            isolation=Isolation(**data.get("isolation", {})),
-            handed=tuple(_row(row) for row in data.get("handed", ())),
 
 
 def _row(data: Mapping[str, Any]) -> Row:

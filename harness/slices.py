@@ -1,11 +1,12 @@
-"""Where an error sits, in words: which head, channel, token or position."""
+"""Where an error sits, in words: which head, channel, token, position, page or sequence."""
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .pages import PAGE, places_in_words
 
 if TYPE_CHECKING:
     from .metrics import Metrics, SliceProfile
@@ -16,6 +17,7 @@ WORDS = {
     "p": ("position", "positions"),
     "h": ("head", "heads"),
     "d": ("channel", "channels"),
+    "f": ("feature", "features"),
     "v": ("vocabulary entry", "vocabulary entries"),
     "c": ("plane", "planes"),
     "z": ("complex part", "complex parts"),
@@ -28,7 +30,6 @@ WRONG_TOO = 0.01
 """Indices off by more than this share of the worst are wrong as well."""
 QUIET = 0.1
 """Errors are weighed against the RMS of their slice, at least against this share of the tensor's."""
-MAX_RUNS = 4
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +40,8 @@ def worst_slice(
     """Where the error sits: "head 1, positions 16..510", "token at position 12 of sequence 0", "everywhere".
 
     An axis is named when some of its indices stand out. `axes` and `shape` default to what was measured.
-    `positions` `[T]` or `[B, T]` are the absolute positions of the axis t or p. Empty without an error.
+    `positions` `[T]` or `[B, T]` are the absolute positions of the axis t or p; where they fill blocks of
+    PAGE rows, the pages are named. Empty without an error.
     """
     if metrics.exact_zero:
         return ""
@@ -112,8 +114,9 @@ def _words(name: str, dim: int, hit: Array, positions: Array | None, sequence: i
         one, many = f"axis {dim} index", f"axis {dim} indices"
     if absolute is not None and name == "t":
         one, many = "token at position", "tokens at positions"
-    places = hit if absolute is None else absolute
-    return f"{one if places.size == 1 else many} {_runs(places)}"
+    if absolute is None:
+        return places_in_words(hit, None, one=one, many=many)
+    return places_in_words(absolute, PAGE, one=one, many=many)
 
 
 def _absolute(name: str, hit: Array, positions: Array | None, sequence: int | None) -> Array | None:
@@ -128,12 +131,3 @@ def _absolute(name: str, hit: Array, positions: Array | None, sequence: int | No
         return None
     known = row[hit]
     return np.unique(known[known >= 0]) if (known >= 0).any() else None
-
-
-def _runs(places: Array) -> str:
-    """3, 16..510: at most MAX_RUNS runs, then how many places more."""
-    groups = groupby(enumerate(places.tolist()), key=lambda pair: pair[1] - pair[0])
-    runs = [[place for _, place in group] for _, group in groups]
-    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs[:MAX_RUNS]]
-    rest = sum(len(run) for run in runs[MAX_RUNS:])
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")

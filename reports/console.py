@@ -127,6 +127,8 @@ class _Page:
             if comparison.first.before:
                 self.entry("before", f"{comparison.first.before} was still right")
             self.entry("claim", comparison.first.claim)
+        if comparison.onset is not None:
+            self.entry("since", words.onset_sentence(comparison.onset))
         for i, culprit in enumerate(comparison.culprits[:8]):
             self.entry("culprits" if i == 0 else "", _culprit(culprit))
         if len(comparison.culprits) > 8:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from parity.harness.comparison import Cause, Comparison, Finding, Row, Stage, TokenStep
+from parity.harness.comparison import Cause, Comparison, Finding, Onset, Row, Stage, TokenStep
 
 if TYPE_CHECKING:
     from parity.harness.metrics import Metrics
@@ -226,6 +226,17 @@ def stage_sentence(stage: Stage) -> str:
     if stage.verdict == "divergence":
         return f"{sides}: departs first at {where}; {size}"
     return f"{sides}: within tolerance in {plural(stage.compared, 'record')}; {size}, at {where}"
+
+
+def onset_sentence(onset: Onset) -> str:
+    """`from step 7 on; the cache brought it: layer1.ks, position 12, was wrong first`."""
+    when = "from the first step on" if onset.first_step else f"from step {onset.step} on"
+    if onset.wrong < onset.steps:
+        when += f", at {onset.wrong} of {onset.steps} steps"
+    what = {"computation": "the computation itself"}.get(onset.brought, f"the {onset.brought}")
+    where = f", {onset.where}," if onset.where and len(onset.where) <= 60 else ""
+    told = f" ({onset.detail})" if onset.detail else ""
+    return f"{when}; {what} brought it: {onset.tap}{where} was wrong first{told}"
 
 
 def cause_sentence(cause: Cause) -> str:

@@ -31,6 +31,7 @@ def view(comparison: Comparison) -> Mapping[str, Any]:
         "evidence": words.evidence(row) if row else [],
         "culprits": comparison.culprits if row else (),
         "causes": [words.cause_sentence(cause) for cause in comparison.causes],
+        "onset": words.onset_sentence(comparison.onset) if comparison.onset is not None else "",
         "stages": [(stage.verdict, words.stage_sentence(stage)) for stage in comparison.stages],
         "next": words.next_step(comparison),
         "counts": words.counts(comparison.counts),

@@ -15,6 +15,7 @@ from parity.harness.comparison import (
     Culprit,
     Finding,
     First,
+    Onset,
     Result,
     Row,
     Side,
@@ -161,6 +162,7 @@ def diverging(
                 "reproduces the candidate, residual 0",
             ),
         ),
+        onset=Onset(3, 14, 14, "cache", wrong, "head 0", "rows that were not appended"),
         stages=(
             Stage("export", "torch", "cvi/onnx", "parity", wrong, 1, "", 0.1, 1e-7, 150),
             Stage("code generation", "cvi/tpu", "cvi", "divergence", wrong, 3, "head 0", 40.0, 0.4, 150),

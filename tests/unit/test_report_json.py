@@ -148,6 +148,7 @@ def test_the_schema_page_names_exactly_the_fields_that_are_written(everything: R
         "First": onnx["first"],
         "Culprit": onnx["culprits"][0],
         "Cause": onnx["causes"][0],
+        "Onset": onnx["onset"],
         "Stage": onnx["stages"][0],
         "Coverage": onnx["coverage"],
         "Tokens": onnx["tokens"],
