@@ -79,6 +79,35 @@ def test_formats_with_scales_zero_points_and_addresses():
     assert add.formats == (Format("uint8", (1, 8), 0.25, 128),)
 
 
+NAMED = r"""
+#loc = loc(unknown)
+module @m attributes {module.state = "TOP_F32"} {
+  func.func @main(%arg0: tensor<3x8xf32> loc(unknown)) -> (tensor<3x3xf32>, tensor<3x3xf32>, tensor<3xf32>) {
+    %0 = "top.Input"(%arg0) {do_preprocess = false} : (tensor<3x8xf32>) -> tensor<3x8xf32> loc(#loc1)
+    %values, %indices = "top.TopK"(%0) {K = 3 : i64} : (tensor<3x8xf32>) -> (tensor<3x3xf32>, tensor<3x3xf32>) loc(#loc4)
+    %indices_0, %values_1 = "top.Arg"(%0) {mode = "ArgMax"} : (tensor<3x8xf32>) -> (tensor<3xf32>, none) loc(#loc5)
+    %1 = "top.Abs"(%indices) {} : (tensor<3x3xf32>) -> tensor<3x3xf32> loc(#loc6)
+    return %values, %1, %indices_0 : tensor<3x3xf32>, tensor<3x3xf32>, tensor<3xf32> loc(#loc)
+  } loc(#loc)
+} loc(#loc)
+#loc1 = loc("x")
+#loc2 = loc("t_TopK")
+#loc3 = loc("n_TopK")
+#loc4 = loc(fused[#loc2, #loc3])
+#loc5 = loc("i_ArgMax")
+#loc6 = loc("a_Abs")
+"""
+
+
+def test_results_that_have_names_of_their_own_are_found_by_them():
+    graph = parse_graph(NAMED)
+    assert graph.returns == ("t_TopK", "a_Abs", "i_ArgMax")
+    by_kind = {op.kind: op for op in graph.ops}
+    assert by_kind["top.TopK"].names == ("t_TopK", "n_TopK")
+    assert by_kind["top.Arg"].names == ("i_ArgMax",)
+    assert by_kind["top.Abs"].operands == ("n_TopK",)
+
+
 def test_a_group_has_the_results_of_its_last_line_and_is_no_tensor_of_its_own():
     graph = parse_graph(FINAL)
     group = next(op for op in graph.ops if op.kind == "tpu.Group")

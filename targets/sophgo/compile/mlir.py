@@ -13,7 +13,7 @@ from pathlib import Path
 
 _LOC = re.compile(r'^#loc(\d*) = loc\("((?:[^"\\]|\\.)*)"')
 _FUSED = re.compile(r"^#loc(\d*) = loc\(fused(?:<[^>]*>)?\[(.*)\]\)")
-_OPENS = re.compile(r'^\s*(?:%(\w+)(?::\d+)? = )?"(\w+)\.(\w+)"\(([^)]*)\)')
+_OPENS = re.compile(r'^\s*(?:%(\w+(?:, %\w+)*)(?::\d+)? = )?"(\w+)\.(\w+)"\(([^)]*)\)')
 _RETURN = re.compile(r"^\s*(?:func\.)?return ([^:]+) : ")
 _LAST_LOC = re.compile(r'loc\((?:#loc(\d*)|"((?:[^"\\]|\\.)*)")\)\s*$')
 _RESULTS = re.compile(r" -> (\(.*\)|.*?) loc\(")
@@ -145,10 +145,18 @@ def _op(
     if result is None or not formats:
         return None
     if told:
-        values[result] = told
+        values |= _bound(result, told)
     reads = tuple(_value(word.strip(), values) for word in operands.split(",") if word.strip())
     attributes = line[opens.end() :] if opens.string == line else line
     return Op(f"{dialect}.{kind}", told, formats, tuple(filter(None, reads)), attributes) if told else None
+
+
+def _bound(result: str, told: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """`%4:2` holds all names under one value; `%values, %indices` one each, the last maybe none."""
+    results = result.split(", %")
+    if len(results) == 1:
+        return {result: told}
+    return {one: (name,) for one, name in zip(results, told, strict=False)}
 
 
 def _names(line: str, names: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
