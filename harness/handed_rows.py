@@ -70,7 +70,7 @@ def handed_rows(isolated: Run, rules: Rules, rows: Sequence[Row]) -> tuple[Row, 
     found = [
         row for made in RowMaker(expected, actual, None, rules, None).rows(expected.taps) for row in made
     ]
-    wrong = [row for row in found if row.failing]
+    wrong = [row for row in found if row.status == "fail"]
     for row in wrong:
         row.order = _place(row, rows)
     return tuple(sorted(wrong, key=lambda row: row.order))

@@ -67,8 +67,8 @@ class _Found:
         own = row.local_ratio is not None and row.local_ratio > 1.0
         part = row.segment or row.tap
         if own and part not in self.carrying:
-            born = Culprit(row.tap, row.step, row.segment or "", _born(row), row.local_ratio)
             carries = row.segment == CACHE or self.isolation.carries(row.tap)
+            born = Culprit(row.tap, row.step, row.segment or "", _born(row, carries), row.local_ratio)
             if carries and is_output(row.tap):
                 self.returned += (born,)
             else:
@@ -118,12 +118,14 @@ def _between(comparison: Comparison) -> tuple[Culprit, ...]:
     return (Culprit(row.tap, row.step, "between segments", evidence, row.ratio),)
 
 
-def _born(row: Row) -> str:
+def _born(row: Row, carries: bool) -> str:
     ratio = "no multiple" if row.local_ratio is None else f"{row.local_ratio:.3g} times"
     if row.segment == CACHE and row.reason.startswith("sequence"):
         return row.reason
     if row.segment == CACHE:
         return f"its rows are not the ones that were appended ({ratio} what the format explains)"
+    if not carries:
+        return f"made of the reference's values, it is still off by {ratio} what the format explains"
     return (
         f"fed the reference's inputs, {row.segment or 'it'} is still off by {ratio} what the format explains"
     )

@@ -7,8 +7,8 @@ that an effect of looking is said and not recorded as the truth.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,14 @@ from .inputs import arguments, with_numbers
 from .isolation import MODULES, Isolation
 from .module_isolate import Isolation as Fed
 from .module_isolate import Nowhere
+from .module_pinned import PinnedModules
 from .observer import observer_effect
 from .outputs import Outputs, named_outputs
+from .seeding import seeded
 from .target import Facts
 from .tracer import recording, tap_modules, trace_tensor
 from .tracer import step as mark_step
+from .tracer.memory import MemoryRun
 
 if TYPE_CHECKING:
     from .case import ModuleCase, Step
@@ -149,7 +152,8 @@ class ModuleSession:
 
     `error` is raised when the module fails: the user's to mend for a reference, a candidate's failure else.
     With an `isolated_sink`, each submodule is also fed the inputs of its counterpart in `original`, the
-    reference's module with its own inputs, and recorded there.
+    reference's module with its own inputs, and recorded there. `handed`: what submodules are handed is
+    recorded too.
     """
 
     module: nn.Module
@@ -160,6 +164,7 @@ class ModuleSession:
     original: Original | None = None
     isolated_sink: Sink | None = None
     isolation: Isolation = field(default_factory=lambda: Isolation(MODULES))
+    handed: bool = False
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -189,7 +194,9 @@ class ModuleSession:
     def _call(self, module: nn.Module, *, hooked: bool) -> Returned:
         args, kwargs = arguments(module, copied(self.inputs))
         taps = (
-            tap_modules(module, exclude="") if hooked and len(list(module.modules())) > 1 else nullcontext()
+            tap_modules(module, exclude="", inputs=self.handed)
+            if hooked and len(list(module.modules())) > 1
+            else nullcontext()
         )
         with torch.no_grad(), seeded(self.seed) as before, taps:
             try:
@@ -205,7 +212,28 @@ class ModuleSession:
         return Returned(found, random)
 
     def _isolate(self, original: Original, sink: Sink, step: int) -> None:
-        """Local errors only refine a verdict: what stands in their way is said and fails nothing."""
+        """Local errors only refine a verdict: what stands in their way is said and fails nothing.
+
+        Pinned in one call where that goes, else each submodule is fed alone.
+        """
+        kept = MemoryRun("isolated")
+        pinned = PinnedModules(fresh(original.module), fresh(self.module), original.names)
+        try:
+            pinned.run(copied(original.inputs), copied(self.inputs), kept, step, self.seed)
+        except ParityError:
+            raise
+        except Exception as error:
+            self._detail("not_pinned", describe(error))
+            self._feed(original, sink, step)
+            return
+        for record in kept.records():
+            sink.record(record.tap, record.read(), step=step, call=record.call, axes=record.axes)
+        self.isolation = pinned.isolation
+        if pinned.refused:
+            self._detail("not_isolated", pinned.refused)
+
+    def _feed(self, original: Original, sink: Sink, step: int) -> None:
+        """Each submodule on its own."""
         refused: Mapping[str, str] = {}
         try:
             fed = Fed(fresh(original.module), fresh(self.module), original.names)
@@ -216,8 +244,12 @@ class ModuleSession:
             raise
         except Exception as error:
             self._warn(f"submodules could not all be run alone: {describe(error)}")
+        self.isolation = Isolation(MODULES, refused={f"module:{path}": why for path, why in refused.items()})
         if refused:
-            self.facts = replace(self.facts, details={**self.facts.details, "not_isolated": refused})
+            self._detail("not_isolated", refused)
+
+    def _detail(self, name: str, value: Any) -> None:
+        self.facts = replace(self.facts, details={**self.facts.details, name: value})
 
     def _warn(self, line: str) -> None:
         warnings = [*self.facts.details.get("warnings", ()), line]
@@ -256,11 +288,3 @@ def _shape(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     return repr(value)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[Tensor]:
-    """torch's generators start from `seed` inside and are put back; yields the CPU state at the start."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield torch.get_rng_state()

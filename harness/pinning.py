@@ -46,6 +46,32 @@ class Pinner:
             own.copy_(before)
 
 
+class Known:
+    """Tensors of which it is known where their values come from, as long as nobody writes to them."""
+
+    def __init__(self) -> None:
+        self._held: dict[Any, tuple[int, Tensor]] = {}
+
+    def add(self, *tensors: Tensor) -> None:
+        """Hold on to them, so that their memory is not used for another."""
+        for tensor in tensors:
+            self._held[_storage(tensor)] = version(tensor), tensor
+
+    def fresh(self, tensor: Tensor) -> bool:
+        """Whether it was computed since, and is all that lies in its memory."""
+        if version(tensor) < 0 or not tensor.is_contiguous():
+            return False
+        if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+            return False
+        held = self._held.get(_storage(tensor))
+        return held is None or held[0] != version(tensor)
+
+
+def version(tensor: Tensor) -> int:
+    """Counts in-place writes; -1 for tensors that do not count them."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def _belonging(module: nn.Module) -> Iterator[Tensor]:
     """Parameters, buffers and plain attributes that are tensors."""
     for part in module.modules():

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What a run sets for every target; a target's own argument goes before."""
+    """What a run sets for every target; a target's own argument goes before.
+
+    `handed`: the reference of a user's module also records what submodules are handed, as a floor needs it.
+    """
 
     dtype: str | None = None
     device: str | None = None
@@ -32,6 +35,7 @@ class Options:
     segments: str | None = None
     share_weights: bool = False
     mapping: TapMap = field(default_factory=TapMap)
+    handed: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class ModuleReference:
         )
         inputs = tensors(module, case.inputs, dtype=dtype, device=device)
         original = Original.of(case) if reference is not None else None
-        return ModuleSession(module, inputs, facts, UserError, options.seed, original)
+        return ModuleSession(module, inputs, facts, UserError, options.seed, original, handed=options.handed)
 
 
 def wanted_dtype(arg: str, options: Options) -> str | None:
