@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .align import Aligner, matches
 from .comparison import Comparison, Finding, Row, Side
 from .errors import did_you_mean
-from .explain import causes_of
+from .explaining import causes_of
 from .facing import facing
 from .handed_rows import handed_rows, without_handed
 from .judge import Floor, floor_from
@@ -43,10 +43,12 @@ def compare_runs(
     replay: str = "forced",
     force: bool = False,
     progress: Progress | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """The comparison of two stored runs.
 
-    `isolated` is the candidate's run on the reference's inputs. `taps` are globs; none means all. Raises
+    `isolated` is the candidate's run on the reference's inputs, `weights` the case's, which explain more
+    where they are at hand. `taps` are globs; none means all. Raises
     UserError when the runs differ in weights, scenario or cache policy and `force` is not given.
     """
     findings = refuse_unlike(reference, candidate, force=force)
@@ -91,7 +93,7 @@ def compare_runs(
 
         comparison = with_forensics(comparison, reference, candidate)
         comparison = replace(comparison, onset=onset_of(comparison, reference, candidate))
-    return replace(comparison, causes=causes_of(comparison, reference, candidate, isolated))
+    return replace(comparison, causes=causes_of(comparison, reference, candidate, isolated, weights))
 
 
 @contextmanager

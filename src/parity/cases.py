@@ -43,6 +43,7 @@ def build_case(request: Request, *, progress: Progress, like: Run | None = None)
         prompt=request.prompt,
         policy=request.cache,
         seed=request.seed,
+        chunks=request.chunks,
     )
     weights = request.weights or recorded.get("weights_spec")
     state, digest, label = load_weights(weights, model, progress=progress)
@@ -65,6 +66,13 @@ def build_module_case(request: Request) -> ModuleCase:
     module = build_module(request.model, seed=request.seed or 0)
     inputs = read_inputs(request.inputs, module)
     return ModuleCase(request.model, module, inputs, digest_of(module.state_dict()))
+
+
+def weights_of(case: Case | ModuleCase | None, reference: Run) -> Mapping[str, Any] | None:
+    """The weights that the reference was recorded with, by state key; None where the case has others."""
+    if not isinstance(case, Case) or case.weights != reference.provenance.get("weights"):
+        return None
+    return case.state
 
 
 def scenario_digest(scenario: Scenario) -> str:

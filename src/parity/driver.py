@@ -26,7 +26,7 @@ from parity.harness.values import Values
 from parity.harness.zoom import window_of, zoomed
 
 from . import registry
-from .cases import build_case, build_module_case
+from .cases import build_case, build_module_case, weights_of
 from .floors import (
     dtypes_of,
     emulated_floor,
@@ -218,6 +218,7 @@ class _Driver:
             replay=self.request.replay,
             force=self.request.force,
             progress=self.progress,
+            weights=weights_of(self._built, reference),
         )
 
     def _zoomed(self, comparison: Comparison, spec: Spec, reference: Run, rules: Rules) -> Comparison:

@@ -59,9 +59,9 @@ def halves_as_pairs(values: np.ndarray) -> np.ndarray:
         (lambda x: x[:, :, ::-1], "reversed along token"),
         (lambda x: x[:, [1, 0, 3, 2]], "h slices stand in the order [1, 0, 3, 2]"),
         (lambda x: x.transpose(0, 2, 1, 3).reshape(x.shape), "laid out as sequence token head channel"),
-        (lambda x: factory.noise(*SHAPE, seed=1), "what belongs to step 0"),
+        (lambda x: factory.noise(*SHAPE, seed=1), "what belongs to a step before"),
         (lambda x: factory.noise(*SHAPE, seed=12), "what belongs to v"),
-        (np.trunc, "cut off to whole numbers"),
+        (np.trunc, "an output cut off to whole numbers"),
     ],
 )
 def test_a_known_bug_is_named(change, name):

@@ -1,0 +1,12 @@
+"""Every known kind of mistake, family by family."""
+
+from __future__ import annotations
+
+from . import attention, cache, embedding, linear, mlp, norms, numbers, residual, rope, rows, softmax
+from .op import Hypothesis
+
+FAMILIES = (embedding, rope, attention, softmax, norms, mlp, linear, residual, cache, rows, numbers)
+
+CATALOGUE: tuple[Hypothesis, ...] = tuple(
+    found for family in FAMILIES for found in vars(family).values() if isinstance(found, Hypothesis)
+)

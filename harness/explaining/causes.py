@@ -1,0 +1,183 @@
+"""Why each culprit is wrong: the mistake that, made on the reference's inputs, gives the candidate's output.
+
+A cause is named only if it explains the error away, with how far, and how far the next best gets: never as
+certainty. Where several do equally well, all are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..comparison import Cause, Comparison, Culprit, Row
+from .catalogue import CATALOGUE
+from .gather import Evidence, Facing
+from .nearby import op_of
+from .op import Op
+from .search import NOISE, SHARE, Found, Scale, Tried, attempt, distance, narrowed, search, search_layouts
+from .unchanged import ROLES, unchanged
+
+if TYPE_CHECKING:
+    from ..trace import Run
+    from .gather import Weights
+
+#: Larger records are not searched for layouts: each of some 60 touches every value.
+LARGEST = 1 << 20
+#: Further steps that are looked at when the first one cannot tell hypotheses apart.
+FURTHER = 3
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was found out about one culprit; `tried` are the kinds of hypotheses, the best first."""
+
+    culprit: Culprit
+    cause: Cause | None = None
+    error: float | None = None
+    tried: tuple[Tried, ...] = ()
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def causes_of(
+    comparison: Comparison,
+    reference: Run,
+    candidate: Run,
+    isolated: Run | None,
+    weights: Weights | None = None,
+) -> tuple[Cause, ...]:
+    """A cause for every culprit that the catalogue or the layout search explains."""
+    made = explanations(comparison, reference, candidate, isolated, weights)
+    return tuple(item.cause for item in made if item.cause is not None)
+
+
+def explanations(
+    comparison: Comparison,
+    reference: Run,
+    candidate: Run,
+    isolated: Run | None,
+    weights: Weights | None = None,
+) -> Iterator[Explanation]:
+    """One per culprit, in execution order; `weights` is the case's state by key, where it is at hand."""
+    evidence = Evidence(reference, candidate, isolated, weights)
+    for culprit in comparison.culprits:
+        yield _Case(evidence, comparison, culprit).explained()
+        evidence.forget()
+
+
+class _Case:
+    """One culprit under examination."""
+
+    def __init__(self, evidence: Evidence, comparison: Comparison, culprit: Culprit) -> None:
+        self.evidence, self.culprit = evidence, culprit
+        self.rows = [row for row in comparison.records if row.tap == culprit.tap and _wrong(row)]
+        self.notes: list[str] = []
+
+    def explained(self) -> Explanation:
+        row = next((row for row in self.rows if row.step == self.culprit.step), None)
+        facing = None if row is None else self._facing(row)
+        if row is None or facing is None:
+            told = "both sides must show it at this step, in one shape and with finite values"
+            return Explanation(self.culprit, notes=(told,))
+        found = self._catalogue(facing, row)
+        if len(found.best) > 1:
+            found = self._at_more_steps(found, row)
+        if not found.best and facing.expected.size <= LARGEST:
+            plain = search_layouts(
+                facing.expected, facing.seen, tuple(facing.axes.split()), floor=row.floor or 0.0
+            )
+            tried = sorted((*found.tried, *plain.tried), key=lambda item: item.residual)
+            found = replace(plain, tried=tuple(tried))
+        elif not found.best:
+            self.notes.append("too large for the search of layouts")
+        cause = _cause(self.culprit, found) if found.best else None
+        return Explanation(self.culprit, cause, found.error, found.tried, tuple(self.notes))
+
+    def _facing(self, row: Row) -> Facing | None:
+        facing = self.evidence.facing(row.tap, row.step, row.call)
+        return facing if facing is not None and facing.expected.size > 1 else None
+
+    def _catalogue(self, facing: Facing, row: Row) -> Found:
+        """The catalogue on the op behind the tap; on its output alone where the op is not understood."""
+        floor = row.floor or 0.0
+        op, base = self._op(facing, floor)
+        if op is None:
+            return Found(distance(facing.seen, facing.expected, None), NOISE, ())
+        return self._confirmed(search(op, base=base, floor=floor), op, facing)
+
+    def _op(self, facing: Facing, floor: float) -> tuple[Op | None, float]:
+        """The op and how exactly it gives the reference's output; without its role where it does not."""
+        role = self.evidence.roles.get(facing.tap)
+        op = None if role is None or role.role not in ROLES else op_of(self.evidence, facing, role)
+        if role is None:
+            self._note("the reference says nothing of the op behind it")
+        elif op is None:
+            self._note(f"the op behind it ({role.role}) or its inputs are not known here")
+        if op is not None:
+            right = unchanged(op)
+            if right is None:
+                self._note("its weights are not at hand: hypotheses about them are left out")
+                return op, 0.0
+            base = distance(op.expected, right, None)
+            if base <= max(1e-3, 3.0 * floor) and base <= SHARE * Scale(op.expected, op.seen).error:
+                return op, base
+            self._note(f"its role ({op.role}) gives the reference's own output only to {base:.2g}")
+        return op_of(self.evidence, facing, None), 0.0
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _confirmed(self, found: Found, op: Op, facing: Facing) -> Found:
+        """Without what explains the rows that were computed but not all of them."""
+        role = self.evidence.roles.get(facing.tap) if op.role else None
+        whole = op_of(self.evidence, facing, role, whole=True) if found.best else None
+        if whole is None or len(whole.expected) <= len(op.expected):
+            return found
+        names = {item.name for item in found.best}
+        scale = Scale(whole.expected, whole.seen)
+        held = [attempt(hypothesis, whole, scale) for hypothesis in CATALOGUE if hypothesis.name in names]
+        kept = tuple(
+            item
+            for item in held
+            if item is not None and item.residual <= max(SHARE * scale.error, found.noise)
+        )
+        return replace(found, best=kept)
+
+    def _at_more_steps(self, found: Found, row: Row) -> Found:
+        """Position 0 has no rotation, a first token no history: later steps may tell."""
+        later = [other for other in self.rows if other.step > row.step]
+        for other in (*later[:1], *later[1:][-FURTHER + 1 :]):
+            facing = self._facing(other)
+            if facing is None or len(found.best) < 2:
+                continue
+            both = narrowed(found, self._catalogue(facing, other))
+            found = both if both.best else found
+        return found
+
+
+def _wrong(row: Row) -> bool:
+    return row.failing or (row.local_ratio is not None and row.local_ratio > 1.0)
+
+
+def _cause(culprit: Culprit, found: Found) -> Cause:
+    best, other = found.best[0], found.next_best
+    name = ", or ".join(item.words for item in found.best)
+    after = "" if other is None else f"; next best {told(other.residual)}"
+    tied = " (cannot be told apart on this input)" if len(found.best) > 1 else ""
+    link = "reference, but" if best.rank == 2 else "reference with"
+    evidence = f"candidate = {link} {name}{tied} (residual {told(best.residual)}{after})"
+    return Cause(
+        culprit.tap,
+        name,
+        evidence,
+        residual=best.residual,
+        next_best=None if other is None else other.residual,
+    )
+
+
+def told(residual: float) -> str:
+    """A relative residue in print; rounding of float32 is 0."""
+    if residual < NOISE:
+        return "0"
+    return f"{residual:.2f}" if 0.01 <= residual < 100 else f"{residual:.1e}"

@@ -1,0 +1,162 @@
+"""Holds every hypothesis against what the candidate made, and says which of them explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .catalogue import CATALOGUE
+from .layouts import layouts
+from .op import Hypothesis, Op, Values, Variant
+
+#: A hypothesis must leave at most this share of the error, and a residue that is small in itself.
+SHARE, RESIDUE = 0.05, 0.02
+#: Relative residues below this are rounding of float32, and tell nothing apart.
+NOISE = 2e-6
+#: Rows whose error is at least this share of the worst row's speak for themselves.
+WORST = 0.25
+#: So many kinds may explain equally well; more explain nothing.
+TIES = 4
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One hypothesis at its best: what it says, and the relative error that it leaves."""
+
+    name: str
+    words: str
+    residual: float
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to. `error` is the candidate's relative error, `noise` what tells nothing apart.
+
+    `tried` are all kinds, the best first; `best` those that explain, several if nothing tells them apart.
+    """
+
+    error: float
+    noise: float
+    tried: tuple[Tried, ...]
+    best: tuple[Tried, ...] = ()
+
+    @property
+    def next_best(self) -> Tried | None:
+        """The best of another kind than those that explain."""
+        names = {item.name for item in self.best}
+        return next((item for item in self.tried if item.name not in names), None)
+
+
+class Scale:
+    """Relative errors of rows `[N, ...]`, by all of them and by the worst, whichever is larger."""
+
+    def __init__(self, expected: Values, seen: Values) -> None:
+        self.seen = _flat(seen)
+        self.expected = _flat(expected)
+        gap = ((self.seen - self.expected) ** 2).sum(1)
+        size = np.maximum((self.expected**2).sum(1), (self.seen**2).sum(1))
+        relative = gap / np.maximum(size, 1e-2 * size.mean() + 1e-300)
+        self.worst = relative >= WORST**2 * relative.max(initial=0.0)
+        self._size = size
+        self.error = self.of(expected)
+
+    def of(self, values: Values, where: Values | None = None) -> float:
+        """What is left of the error if `values` is what happened; inf where it cannot be said."""
+        rows = np.ones(len(self.seen), np.bool_) if where is None else where
+        worst = rows & self.worst
+        if worst.sum() * 2 < self.worst.sum() or not self._size.any():
+            return np.inf
+        gap = ((self.seen - _flat(values)) ** 2).sum(1)
+        left = max(float(gap[at].sum() / max(self._size[at].sum(), 1e-300)) for at in (rows, worst))
+        return float(np.sqrt(left)) if np.isfinite(left) else np.inf
+
+
+def _flat(values: Values) -> Values:
+    return values.reshape(len(values), -1).astype(np.float64, copy=False)
+
+
+def search(op: Op, *, base: float, floor: float, catalogue: Iterable[Hypothesis] = CATALOGUE) -> Found:
+    """Every hypothesis that fits the op; `base` is how well the unchanged op gives the reference's output.
+
+    `floor` is the relative noise level of the tap.
+    """
+    scale = Scale(op.expected, op.seen)
+    noise = max(NOISE, 2.0 * base, 2.0 * floor)
+    tried = [
+        made for hypothesis in catalogue if hypothesis.fits(op) if (made := attempt(hypothesis, op, scale))
+    ]
+    return settled(Found(scale.error, noise, tuple(sorted(tried, key=lambda item: item.residual))))
+
+
+def attempt(hypothesis: Hypothesis, op: Op, scale: Scale) -> Tried | None:
+    """The best variant of one hypothesis; None where it has none for this op."""
+    best: Tried | None = None
+    for variant in variants(hypothesis, op):
+        residual = scale.of(variant.values, variant.where)
+        if best is None or residual < best.residual:
+            best = Tried(hypothesis.name, variant.words, residual, hypothesis.rank)
+    return best
+
+
+def variants(hypothesis: Hypothesis, op: Op) -> Iterator[Variant]:
+    """What a hypothesis makes of an op, in the op's shape."""
+    with np.errstate(all="ignore"):
+        for variant in hypothesis.make(op):
+            if variant.values.size == op.expected.size:
+                yield replace(variant, values=op.shaped(variant.values))
+
+
+def settled(found: Found) -> Found:
+    """With those named that explain the error away and that nothing tells apart.
+
+    A mistake of the op goes before what merely describes its output.
+    """
+    allowed = min(max(SHARE * found.error, min(found.noise, found.error / 3)), max(RESIDUE, found.noise))
+    able = [item for item in found.tried if item.residual <= allowed]
+    if not able:
+        return replace(found, best=())
+    least = min(item.rank for item in able)
+    able = [item for item in able if item.rank == least]
+    limit = max(3.0 * able[0].residual, min(found.noise, found.error / 3))
+    tied = tuple(item for item in able if item.residual <= limit)
+    return replace(found, best=tied if len(tied) <= TIES else ())
+
+
+def search_layouts(expected: Values, seen: Values, axes: tuple[str, ...], *, floor: float) -> Found:
+    """Transformations of the right output that give what was seen."""
+    error = distance(seen, expected, None)
+    with np.errstate(all="ignore"):
+        tried = [
+            Tried(layout.name, layout.name, distance(seen, layout.values, layout.where), 2)
+            for layout in layouts(expected, seen, axes)
+        ]
+    noise = max(NOISE, 2.0 * floor)
+    found = Found(error, noise, tuple(sorted(tried, key=lambda item: item.residual)))
+    return settled(found)
+
+
+def distance(seen: Values, values: Values, where: Values | None) -> float:
+    """Relative L2 distance over the places spoken of."""
+    if where is not None:
+        seen, values = seen[where], values[where]
+    size = max(float((values * values).sum()), float((seen * seen).sum()))
+    gap = float(((seen - values) ** 2).sum())
+    if not np.isfinite(gap):
+        return np.inf
+    return float(np.sqrt(gap / size)) if size else 0.0
+
+
+def narrowed(first: Found, second: Found) -> Found:
+    """What explains both steps equally: the larger residue of each hypothesis that was tried at both."""
+    other = {(item.name, item.words): item for item in second.tried}
+    both = [
+        replace(item, residual=max(item.residual, other[item.name, item.words].residual))
+        for item in first.tried
+        if (item.name, item.words) in other
+    ]
+    noise = max(first.noise, second.noise)
+    merged = Found(min(first.error, second.error), noise, tuple(sorted(both, key=lambda item: item.residual)))
+    return settled(merged)
