@@ -54,7 +54,8 @@ class Scenario:
 
     `ids` holds one prompt per sequence (token ids). `padding` says on which side shorter prompts of a
     batch, or all prompts up to `pad_to`, are filled. `resets` are step indices before which every cache
-    is cleared and positions start again at 0 with the prompt.
+    is cleared and positions start again at 0 with the prompt. `chunks` are the lengths of the pieces in
+    which the prompt is fed, the last one as often as needed; none: all of it at once.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Scenario:
     sampling: str = "greedy"
     seed: int = 0
     texts: tuple[str, ...] = ()
+    chunks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.ids or any(not row for row in self.ids):
@@ -84,6 +86,10 @@ class Scenario:
             raise UserError(
                 f"pad_to={self.pad_to}: shorter than the longest prompt ({max(map(len, self.ids))})"
             )
+        if any(length < 1 for length in self.chunks):
+            raise UserError(f"chunks={list(self.chunks)}: each holds at least one token")
+        if self.chunks and self.resets:
+            raise UserError("chunks: a scenario with resets feeds its prompt at once; leave one of them out")
         for reset in self.resets:
             if not 1 <= reset <= self.steps:
                 raise UserError(
@@ -120,6 +126,8 @@ class Scenario:
         """Plain data; two scenarios are the same exactly when this is equal (but for name and texts)."""
         data = asdict(self)
         data["policy"] = str(self.policy)
+        if not self.chunks:  # as before there were chunks, so that digests of such scenarios stay
+            del data["chunks"]
         return data
 
     @classmethod
@@ -131,6 +139,7 @@ class Scenario:
                 "policy": CachePolicy.parse(data["policy"]),
                 "ids": tuple(tuple(row) for row in data["ids"]),
                 "resets": tuple(data["resets"]),
+                "chunks": tuple(data.get("chunks", ())),
                 "texts": tuple(data["texts"]),
             }
         )
@@ -138,7 +147,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Step:
-    """One event of a scenario.
+    """One event of a scenario: its `kind` is prefill, chunk (a later piece of a prefill) or decode.
 
     `positions` are the absolute positions of the new tokens, `[B][T]`, -1 at padding. `tokens` are their
     ids, or None when they are what the previous step predicted. `reset` clears every cache first. At the
@@ -159,11 +168,13 @@ class Step:
 
 
 def plan(scenario: Scenario) -> tuple[Step, ...]:
-    """Lay a scenario out as steps: one prefill, then one step per decoded token, resets in between."""
-    prefill = _prefill(scenario, index=0, reset=False)
+    """Lay a scenario out as steps: the prefill or its chunks, then one step per decoded token, with resets.
+
+    Decode steps count on from the last chunk.
+    """
     lengths = [len(row) for row in scenario.ids]
-    steps, offset = [prefill], 0
-    for index in range(1, scenario.steps + 1):
+    steps, offset = _chunked(scenario), 0
+    for index in range(len(steps), len(steps) + scenario.steps):
         if index in scenario.resets:
             steps.append(_prefill(scenario, index=index, reset=True))
             offset = 0
@@ -172,6 +183,31 @@ def plan(scenario: Scenario) -> tuple[Step, ...]:
         offset += 1
     steps[-1] = replace(steps[-1], last=True)
     return tuple(steps)
+
+
+def _chunked(scenario: Scenario) -> list[Step]:
+    """The prefill, cut into chunks where the scenario says so."""
+    whole = _prefill(scenario, index=0, reset=False)
+    assert whole.tokens is not None
+    if not scenario.chunks:
+        return [whole]
+    steps = []
+    for index, (start, stop) in enumerate(chunk_bounds(scenario.chunks, whole.width)):
+        positions = tuple(row[start:stop] for row in whole.positions)
+        tokens = tuple(row[start:stop] for row in whole.tokens)
+        steps.append(Step(index, "chunk" if index else "prefill", positions, tokens))
+    return steps
+
+
+def chunk_bounds(chunks: tuple[int, ...], width: int) -> list[tuple[int, int]]:
+    """Columns start..stop of each chunk of `width` columns."""
+    bounds: list[tuple[int, int]] = []
+    start = 0
+    while start < width:
+        length = chunks[min(len(bounds), len(chunks) - 1)]
+        bounds.append((start, min(start + length, width)))
+        start += length
+    return bounds
 
 
 def _prefill(scenario: Scenario, *, index: int, reset: bool) -> Step:

@@ -59,7 +59,7 @@ def replay(
                 trace_tensor("ids", tokens, axes="b t", positions=positions)
                 logits = session.step(step, tokens, positions, reference if isolate else None)
             seconds.append(time.perf_counter() - begin)
-            predicted.append(None if logits is None else greedy(logits))
+            predicted.append(None if logits is None else _kept(greedy(logits), positions, predicted))
             bar.advance()
     return Replayed(tuple(seconds), tuple(predicted))
 
@@ -67,6 +67,17 @@ def replay(
 def greedy(logits: np.ndarray) -> tuple[int, ...]:
     """The most likely token of each sequence, from logits `[B, V]`; the first of equals."""
     return tuple(int(token) for token in logits.astype(np.float64).argmax(axis=-1))
+
+
+def _kept(
+    chosen: tuple[int, ...], positions: np.ndarray, predicted: Sequence[tuple[int, ...] | None]
+) -> tuple[int, ...]:
+    """A sequence of which a chunk holds padding alone goes on with what its last real token predicted."""
+    before = predicted[-1] if predicted else None
+    if before is None:
+        return chosen
+    real = [bool((row >= 0).any()) for row in positions]
+    return tuple(new if fed else old for new, old, fed in zip(chosen, before, real, strict=True))
 
 
 def _tokens(

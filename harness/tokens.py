@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .case import Scenario, plan
 from .comparison import Tokens, TokenStep
 from .values import batch_positions, positional, records_of, rows_first
 
@@ -19,10 +20,13 @@ def tokens_of(reference: Run, candidate: Run, *, free: bool, output: str = "logi
     flips: list[TokenStep] = []
     compared = agreed = 0
     texts: tuple[list[list[int]], list[list[int]]] = ([], [])
+    inside = _inside_a_prompt(reference)
     for step in sorted(expected.keys() & actual.keys()):
         if expected[step].shape != actual[step].shape:
             continue
         for sequence, (theirs, own) in enumerate(zip(expected[step], actual[step], strict=True)):
+            if (step, sequence) in inside:
+                continue
             for side, logits in zip(texts, (theirs, own), strict=True):
                 while len(side) <= sequence:
                     side.append([])
@@ -42,6 +46,17 @@ def tokens_of(reference: Run, candidate: Run, *, free: bool, output: str = "logi
         tuple(_text(reference, ids) for ids in texts[1]),
         free,
     )
+
+
+def _inside_a_prompt(run: Run) -> set[tuple[int, int]]:
+    """Steps and sequences after which more of the prompt follows: no token is emitted there."""
+    said = run.provenance.get("scenario", {})
+    if not said.get("chunks"):
+        return set()
+    scenario = Scenario.from_json(said)
+    fed = [step for step in plan(scenario) if step.kind != "decode"]
+    ends = [len(row) - 1 for row in scenario.ids]
+    return {(step.index, b) for step in fed for b, end in enumerate(ends) if end not in step.positions[b]}
 
 
 def _flip(step: int, sequence: int, theirs: np.ndarray, own: np.ndarray) -> TokenStep:

@@ -75,6 +75,11 @@ class PrefilledTarget:
         progress: Progress,
     ) -> HostedSession:
         """Write the reference's cache (unless a folder is given), load it back, cut the segments."""
+        if case.scenario.chunks:
+            raise UserError(
+                "prefilled: its prompt comes whole from files, it is not fed in chunks; leave chunks out, or "
+                "run segmented"
+            )
         folder = Path(arg) if arg else workdir / "prefilled"
         if not arg:
             if reference is None:

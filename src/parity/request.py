@@ -33,6 +33,7 @@ class Request:
     steps: int | None = None
     batch: int | None = None
     cache: str | None = None
+    chunks: str | None = None
     replay: str = "forced"
     weights: str | None = None
     dtype: str | None = None

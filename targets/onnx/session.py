@@ -35,7 +35,8 @@ def plan_cache(case: Case, *, masked: bool, reference: bool) -> CachePlan:
     scenario = case.scenario
     rows = scenario.policy.window or scenario.prompt_length + scenario.steps
     decodes = any(step.kind == "decode" for step in plan(scenario))
-    hosted = reference and decodes and not (masked or scenario.padded) and scenario.prompt_length >= rows
+    whole = scenario.prompt_length >= rows and not (masked or scenario.padded or scenario.chunks)
+    hosted = reference and decodes and whole
     return CachePlan(rows, masked=not hosted, hosted=hosted)
 
 

@@ -25,6 +25,38 @@ def test_a_plan_is_one_prefill_and_one_step_per_decoded_token() -> None:
     assert all(step.tokens is None for step in steps[1:])
 
 
+def test_a_prompt_may_be_fed_in_chunks_and_decoding_counts_on() -> None:
+    steps = plan(scenario(ids=((1, 2, 3, 4, 5),), chunks=(2, 1), steps=2))
+    assert [step.kind for step in steps] == ["prefill", "chunk", "chunk", "chunk", "decode", "decode"]
+    assert [step.index for step in steps] == list(range(6))
+    assert [step.tokens for step in steps[:4]] == [((1, 2),), ((3,),), ((4,),), ((5,),)]
+    assert [step.positions[0] for step in steps] == [(0, 1), (2,), (3,), (4,), (5,), (6,)]
+    assert steps[-1].last
+
+
+def test_a_chunk_longer_than_the_prompt_is_all_of_it() -> None:
+    whole, chunked = plan(scenario(steps=1)), plan(scenario(steps=1, chunks=(99,)))
+    assert whole == chunked
+
+
+def test_padding_is_cut_into_chunks_as_it_lies() -> None:
+    first, second = plan(scenario(chunks=(2,), steps=0))
+    assert first.positions == ((0, 1), (0, -1))
+    assert second.positions == ((2,), (-1,))
+
+
+def test_scenarios_without_chunks_are_written_as_before_there_were_any() -> None:
+    assert "chunks" not in scenario().to_json()
+    chunked = scenario(chunks=(3, 1))
+    assert Scenario.from_json(chunked.to_json()) == chunked
+
+
+@pytest.mark.parametrize("changes", [{"chunks": (0,)}, {"chunks": (2,), "resets": (1,)}])
+def test_chunks_that_mean_nothing_are_refused(changes: Any) -> None:
+    with pytest.raises(UserError, match="chunks"):
+        scenario(**changes)
+
+
 def test_padding_on_the_right_leaves_positions_of_real_tokens_alone() -> None:
     prefill, decode = plan(scenario(pad_id=9))[:2]
     assert prefill.tokens == ((1, 2, 3), (4, 9, 9))

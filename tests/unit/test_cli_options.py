@@ -15,7 +15,8 @@ from parity.cli.run import command as run_command
 
 RUN_OPTIONS = {
     "--ref", "--cand",
-    "--model", "--inputs", "--weights", "--scenario", "--prompt", "--steps", "--batch", "--cache", "--seed",
+    "--model", "--inputs", "--weights", "--scenario", "--prompt", "--steps", "--batch", "--cache", "--chunks",
+    "--seed",
     "--dtype", "--device", "--threads", "--segments", "--exporter", "--opset",
     "--taps", "--tol", "--map", "--force",
     "--replay", "--stages", "--share-weights", "--capture", "--max-bytes", "--out", "--json", "--verbose", "-v",

@@ -25,6 +25,7 @@ CASE = (
     click.option("--steps", type=int, metavar="N", help="Decode steps after the prompt."),
     click.option("--batch", type=int, metavar="N", help="Sequences; one prompt is replicated."),
     click.option("--cache", metavar="POLICY", help="Cache policy: full, window, window(N)."),
+    click.option("--chunks", metavar="N[,N...]", help="Feed the prompt in pieces; the last length repeats."),
     click.option("--seed", type=int, metavar="N", help="Seed of whatever is random."),
 )
 

@@ -135,6 +135,8 @@ def _masked(wiring: Wiring) -> bool:
 
 def _steps(case: Case, hosted: bool, forced: Values | None, free: bool) -> list[dict[str, Any]]:
     """Every step, with tokens where it is not to go on from its own prediction."""
+    if case.scenario.chunks:
+        raise UserError("chunks: a board feeds its prompt token by token or not at all; leave chunks out")
     steps, after = [], False
     for step in plan(case.scenario):
         given = step.tokens
