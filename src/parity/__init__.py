@@ -30,11 +30,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bisecting import Bisection as Bisection
-    from .bisecting import bisect as bisect
     from .auditing import audit as audit
     from .baselines import baseline_check as baseline_check
     from .baselines import baseline_save as baseline_save
+    from .bisecting import Bisection as Bisection
+    from .bisecting import bisect as bisect
+    from .capsules import capsule as capsule
     from .compiling import compile_order as compile_order
     from .driver import run as run
     from .harness.comparison import Comparison as Comparison
@@ -53,23 +54,28 @@ if TYPE_CHECKING:
     from .harness.tracer import trace_tensor as trace_tensor
     from .importing import import_dump as import_dump
     from .powering import power as power
+    from .selftesting import selftest as selftest
     from .stages import export as export
     from .stages import prefill as prefill
     from .stages import record as record
     from .stored import compare_traces as compare_traces
+    from .weighing import weights as weights
 
 _NAMES = {
     "run": ".driver",
     "bisect": ".bisecting",
+    "weights": ".weighing",
     "compare_traces": ".stored",
     "audit": ".auditing",
     "power": ".powering",
     "baseline_check": ".baselines",
     "baseline_save": ".baselines",
+    "capsule": ".capsules",
     "record": ".stages",
     "prefill": ".stages",
     "export": ".stages",
     "import_dump": ".importing",
+    "selftest": ".selftesting",
     "compile_order": ".compiling",
     "Bisection": ".bisecting",
     "Comparison": ".harness.comparison",

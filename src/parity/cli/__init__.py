@@ -12,11 +12,13 @@ import click
 COMMANDS = {
     "run": "run a reference and candidates, compare, judge, report",
     "bisect": "find the smallest set of parts that makes a candidate depart",
+    "weights": "hold weights against the checkpoint by content, before anything runs",
     "record": "record one target into a trace file",
     "compare": "hold two stored runs against each other",
     "audit": "say what a tolerance policy would miss, and where it would cry wolf",
     "power": "say how small an error a run's tolerances would have caught",
     "baseline": "keep a result, say what got worse since",
+    "capsule": "pack the guilty part into a folder that runs alone",
     "report": "render a stored result again",
     "trace": "look into trace files",
     "targets": "list the ways of executing a case",
@@ -29,6 +31,7 @@ COMMANDS = {
     "train": "train a reference checkpoint",
     "import": "read what a device wrote into a trace file",
     "toolchain": "install the compiler and the simulators of real chips",
+    "selftest": "plant known bugs, make harmless changes, score what is said of them",
     "doctor": "say what is installed and what each target needs",
 }
 
