@@ -105,7 +105,8 @@ def with_stages(
     cause = guilty(stages)
     out = []
     for stage, comparison in zip(chain, found, strict=True):
-        guilt = (cause,) if cause is not None and comparison.verdict != "parity" else ()
+        judged = comparison.verdict not in ("parity", "refused")
+        guilt = (cause,) if cause is not None and judged else ()
         causes = (*guilt, *comparison.causes)
         told = (*comparison.findings, *findings.get(id(comparison), ()))
         if stage.own:

@@ -69,6 +69,7 @@ class ChipModuleTarget:
         folder = Path(mkdtemp(prefix="chip-", dir=workdir))
         try:
             graph, feed = _whole(case, options, folder)
+            feed, widened = (feed, ()) if asked.level == "onnx" else _taken(self.name, feed)
             level = whole_level(asked, graph, feed, options, workdir / "cache", progress)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +77,7 @@ class ChipModuleTarget:
         facts = Facts(
             dtype=asked.computed_in,
             layout="call",
-            substitutions=level.substitutions,
+            substitutions=(*level.substitutions, *widened),
             unobserved=tuple(Unobserved(tap, level.why_hidden) for tap in hidden),
             details={
                 **level.details,
@@ -86,6 +87,23 @@ class ChipModuleTarget:
             },
         )
         return GraphSession(level.executor, feed, facts)
+
+
+def _taken(name: str, feed: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], tuple[str, ...]]:
+    """The inputs as the compiler's graphs take them, and what was widened for it, which is exact.
+
+    UserError for those that no wider format holds: to the compiler every real number is a float32.
+    """
+    wide = [key for key, array in feed.items() if array.dtype == np.float64]
+    if wide:
+        raise UserError(
+            f"{name}: input {wide[0]!r} is float64, which no chip computes in; export the graph with float32"
+        )
+    narrow = [key for key, array in feed.items() if array.dtype in (np.float16, np.bool_)]
+    notes = (
+        f"{key}: {feed[key].dtype} in the graph, float32 to the compiler; no value changes" for key in narrow
+    )
+    return {**feed, **{key: feed[key].astype(np.float32) for key in narrow}}, tuple(notes)
 
 
 def _whole(case: ModuleCase, options: Options, folder: Path) -> tuple[ChipGraph, Mapping[str, np.ndarray]]:

@@ -131,6 +131,47 @@ def test_where_the_interpreter_itself_crashes_the_instrumented_graph_stands_in(
     assert not any("SIGKILL" in text for text in said)
 
 
+class Masked(torch.nn.Module):
+    """Something for each kind of input."""
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x * 2 * keep.to(x.dtype))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_inputs_of_narrow_formats_are_widened_for_the_chip_and_that_is_said(staged, tmp_path):
+    draw = np.random.default_rng(0)
+    x, keep = draw.standard_normal((3, 8)), draw.random((3, 8)) > 0.5
+    half = {"x": x.astype(np.float16), "keep": keep}
+    found = staged(to_onnx(Masked, half, tmp_path / "half.onnx"), half)
+    assert found.verdict == "parity", found.failure
+    notes = " ".join(finding.text for finding in found.findings if finding.level == "note")
+    assert "x: float16 in the graph, float32 to the compiler" in notes
+    assert "keep: bool in the graph, float32 to the compiler" in notes
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_inputs_that_no_chip_takes_are_the_users_to_mend(staged, tmp_path):
+    draw = np.random.default_rng(0)
+    wide = {"x": draw.standard_normal((3, 8)), "keep": draw.random((3, 8)) > 0.5}
+    found = staged(to_onnx(Masked, wide, tmp_path / "wide.onnx"), wide)
+    assert found.verdict == "refused"
+    assert "input 'x' is float64" in found.refused
+    assert found.causes == ()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_an_operator_of_several_results_is_followed_through_every_level(staged, tmp_path):
+    class Largest(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x * 2, torch.topk(x, 3).values
+
+    draw = {"x": np.random.default_rng(0).standard_normal((3, 8), dtype=np.float32)}
+    found = staged(to_onnx(Largest, draw, tmp_path / "topk.onnx", ["y", "largest"]), draw)
+    assert found.verdict == "parity", found.failure
+    assert {stage.verdict for stage in found.stages} == {"parity"}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_values_that_the_converter_fuses_are_left_out_of_the_instrumented_build(staged, tmp_path):
     """An exported GELU is five operators, of which the converter makes one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -87,6 +88,19 @@ def test_an_instrumented_build_that_computes_something_else_is_warned_of_and_one
     assert told["same"] == []
     (text,) = told["other"]
     assert "first at b, step 1" in text
+
+
+@pytest.mark.parametrize(("how", "named"), [("failure", ["code generation"]), ("refused", [])])
+def test_what_the_user_must_mend_is_no_stages_fault(how, named):
+    reference = factory.simple("torch")
+    compared = factory.compared(reference, factory.simple("cvi"))
+    found = replace(compared, **{how: "input 'x' is float64"})
+    rules = Rules(load_tolerance("fp32"), {})
+    (done,) = with_stages(
+        CHAIN[:1], [found], reference, lambda one: (reference, None), lambda run: rules, Silent()
+    )
+    assert [cause.name for cause in done.causes] == named
+    assert done.stages
 
 
 def test_a_sentence_that_every_level_finds_is_said_once():
