@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from .align import Aligner, matches
+from .align import matches
 from .comparison import Comparison, Finding, Row, Side
 from .errors import did_you_mean
 from .explaining import causes_of
 from .facing import facing
 from .handed_rows import handed_rows, without_handed
-from .judge import Floor, floor_from
 from .locate import coverage_of, culprits_of, first_of
-from .measuring import Asked, in_batches, measure_all
-from .metrics import Survey
+from .noise import floors_from as floors_from
 from .outputs import is_output
 from .parted import leave_out_after_parting
 from .progress import Progress, Silent
 from .refuse import refuse_unlike
 from .rows import RowMaker, Rules
-from .series import Series
+from .sketch import alike
 from .tokens import tokens_of
 
 if TYPE_CHECKING:
@@ -56,8 +54,9 @@ def compare_runs(
         if isolated is not None:
             isolated = cast("Run", facing(reference, isolated)[1])
         reference, candidate = cast("tuple[Run, Run]", facing(reference, candidate))
-    maker = RowMaker(reference, candidate, isolated, rules, mapping)
+    reference, candidate = alike(reference, candidate)
     candidate = without_handed(candidate)
+    maker = RowMaker(reference, candidate, isolated, rules, mapping)
     order = [tap for tap in maker.aligner.order if not taps or matches(tap, taps)]
     rows: list[Row] = []
     with (progress or Silent()).stage(f"comparing {sides[1].label}", len(order)) as bar, _no_collection():
@@ -83,9 +82,9 @@ def compare_runs(
         replay=replay,
         inconclusive=_inconclusive(rows, maker.wiring, reference, candidate, taps),
         unsound=unsound,
-    )
         isolation=maker.isolation,
         handed=handed_rows(isolated, rules, rows) if isolated is not None and _failing(rows) else (),
+    )
     comparison = replace(comparison, first=first_of(comparison), culprits=culprits_of(comparison))
     if comparison.first is not None:
         from .brought import onset_of
@@ -108,23 +107,8 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def floors_from(reference: Run, others: Iterable[Run]) -> dict[str, Floor]:
-    """The noise of each tap: how far trusted runs of the same case depart from the reference.
-
-    Each of `others` is the same case in another number format, layout or order of summation.
-    """
-    floors: dict[str, Floor] = {}
-    for other in others:
-        aligner = Aligner(reference, other)
-        found = (item for tap in reference.taps for item in aligner.aligned(tap))
-        measurable = (item for item in found if isinstance(item, Series) or item.measurable)
-        for batch in in_batches(measurable, lambda item: item):
-            measured = measure_all([(item, Asked()) for item in batch])
-            for item, one in zip(batch, measured, strict=True):
-                for metrics in one if isinstance(one, Survey) else one[:1]:
-                    floor = floor_from(metrics)
-                    floors[item.tap] = floors[item.tap].merge(floor) if item.tap in floors else floor
-    return floors
+def _failing(rows: Sequence[Row]) -> bool:
+    return any(row.failing for row in rows)
 
 
 def _notes(
@@ -135,10 +119,6 @@ def _notes(
     notes = [
         Finding("warning", f"tolerance override taps={glob!r} matched no tap")
         for glob in rules.tolerance.unmatched(known)
-def _failing(rows: Sequence[Row]) -> bool:
-    return any(row.failing for row in rows)
-
-
     ]
     notes += _left_out(known, taps, str(maker.wiring.get("output", "")))
     notes += [Finding("note", text) for text in candidate.provenance.get("substitutions", ())]

@@ -36,6 +36,7 @@ from .floors import (
     store_floors,
     stored_floors,
 )
+from .gate import gated
 from .provenance import environment, isolated_of, observer_findings, side_of
 from .recorder import ZOOM, Job, check_spec, record, reference_values, refuse_itself, stored
 from .request import Request
@@ -202,6 +203,9 @@ class _Driver:
         comparison = self._compared(reference, run, isolated, rules, (side, side_of(run, spec.label, path)))
         if self.request.sketching is not None:
             comparison = self._zoomed(comparison, spec, reference, rules)
+        if self._built is not None and reference.target.partition(":")[0] == "torch":
+            runs = (reference, run)
+            comparison = gated(comparison, self._built, runs, rules, _cache(), progress=self.progress)
         return replace(comparison, findings=(*comparison.findings, *observer_findings(run)))
 
     def _compared(

@@ -1,8 +1,9 @@
 """The measured noise floor of a case: what trusted runs of it differ by, per tap.
 
-Three causes are measured: the number format (against fp64), the order of summation (another cache layout,
-so other shapes of the same products), and, for a candidate in a narrower format, that format emulated by
-torch. Measured once per case and format, then read from the cache.
+Causes that are measured: the number format (against fp64, and a narrower one emulated by torch), the order of
+summation (another cache layout, so other shapes of the same products), the response to inputs moved by an
+epsilon of the format, and whatever changes when the reference is simply run again, with other threads and
+with its batch in another order. Measured once per case and format, then read from the cache.
 """
 
 from __future__ import annotations
@@ -11,28 +12,49 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import floors_from
 from parity.harness.errors import ParityError
 from parity.harness.judge import Floor
+from parity.harness.noise import AGAIN, Noise, noise_of
 from parity.harness.progress import Progress
 from parity.harness.quantized import CEILINGS, QUANTIZED, around, ceilings
 from parity.harness.rows import Rules
 from parity.harness.target import Options, parse_spec
 from parity.harness.tolerance import AUTO, Tolerance
 from parity.harness.trace import Run, Trace, TraceWriter
+from parity.harness.values import Values
 
 from .cases import case_provenance
 from .recorder import FLOOR, Job, record, reference_values
+from .twins import BITS, FORMAT, FP64, Rearranged, Twin, base_spec, steadiness_twins, twins
 
 #: Raised when the way floors are measured changes, so that cached ones are measured anew.
-VERSION = 3
+VERSION = 4
 
-BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 15}
+
+@dataclass(frozen=True)
+class Measured:
+    """Noise per tap: `explained` by the number format, and the `spread` of the reference about itself.
+
+    Both hold the largest over their causes.
+    """
+
+    explained: Mapping[str, Noise]
+    spread: Mapping[str, Noise]
+
+    @property
+    def levels(self) -> dict[str, Noise]:
+        """Both together; the spread alone says nothing of rounding and is no floor."""
+        both = {
+            tap: noise.merge(self.spread[tap]) for tap, noise in self.explained.items() if tap in self.spread
+        }
+        return {**self.explained, **both}
 
 
 def noise_floor(
@@ -42,75 +64,146 @@ def noise_floor(
 
     A module of the user's that computes in one format only is measured in what it can run; that is said.
     """
-    dtype = min(dtypes, key=lambda name: BITS.get(name, 0))
-    if dtype not in BITS or (isinstance(case, ModuleCase) and not case.executable):
-        return {}
-    path = cache / "floors" / f"{_digest(case, dtype)}.json"
+    measured = measure_noise(case, dtypes, cache, progress=progress)
+    return {tap: noise.floor for tap, noise in measured.levels.items()}
+
+
+def measure_noise(
+    case: Case | ModuleCase, dtypes: tuple[str, ...], cache: Path, *, progress: Progress
+) -> Measured:
+    """As `noise_floor`, with the causes and with the reference's spread about itself."""
+    dtype = narrowest(dtypes)
+    if dtype not in BITS or not _executable(case):
+        return Measured({}, {})
+    path = _path(case, dtype, cache)
     if not path.exists():
-        _write(path, _measure(case, dtype, progress))
-    return _read(path)
+        _store(path, _measure(case, dtype, progress))
+    return _load(path)
 
 
-def _read(path: Path) -> dict[str, Floor]:
-    return {tap: Floor(**level) for tap, level in json.loads(path.read_text()).items()}
+def measure_spread(
+    case: Case | ModuleCase, dtype: str, cache: Path, *, progress: Progress
+) -> Mapping[str, Noise]:
+    """How far the reference, computed in `dtype`, departs from itself in other circumstances."""
+    if not _executable(case) or (isinstance(case, Case) and dtype not in BITS):
+        return {}
+    base = base_spec(dtype) if isinstance(case, ModuleCase) or dtype == "float32" else f"torch:{dtype}"
+    same = [name for name in BITS if base_spec(name) == base]
+    paths = [_path(case, f"spread {base}", cache), *(_path(case, name, cache) for name in same)]
+    known = next((path for path in paths if path.exists()), None)
+    if known is None:
+        known = paths[0]
+        _store(known, _runs(case, base, list(steadiness_twins(case, base)), progress))
+    return _load(known).spread
 
 
-def _measure(case: Case | ModuleCase, dtype: str, progress: Progress) -> Mapping[str, Floor]:
+def narrowest(dtypes: Iterable[str]) -> str:
+    """The coarsest of these number formats; one that torch does not compute in before all."""
+    return min(dtypes, key=lambda name: BITS.get(name, 0))
+
+
+def _executable(case: Case | ModuleCase) -> bool:
+    return isinstance(case, Case) or case.executable
+
+
+def _measure(case: Case | ModuleCase, dtype: str, progress: Progress) -> Measured:
+    return _runs(case, base_spec(dtype), twins(case, dtype), progress)
+
+
+def _runs(case: Case | ModuleCase, base_text: str, others: list[Twin], progress: Progress) -> Measured:
     with tempfile.TemporaryDirectory(prefix="parity-floor-") as folder:
         path = Path(folder) / "floor.h5"
-        base, *others = map(parse_spec, _specs(case, dtype))
-        record(Job(base, case, Options(), path, Path(folder)), progress=progress)
+        base = parse_spec(f"floor-base={base_text}")
+        record(Job(base, case, Options(handed=True), path, Path(folder)), progress=progress)
         # On their own tokens the others would part from the base: a floor of the difference of two texts.
         forced = reference_values(Trace(path)[base.label]) if isinstance(case, Case) else None
-        jobs = [Job(spec, case, Options(), path, Path(folder), reference=forced) for spec in others]
-        done = [job.spec.label for job in jobs if _recorded(job, progress)]
-        first, *runs = (Trace(path)[label] for label in (base.label, *done))
+        done = [twin for twin in others if _recorded(twin, path, forced, progress)]
+        runs = Trace(path)
+        first = runs[base.label]
         if isinstance(case, ModuleCase):  # one that is as narrow as it was built shows no rounding at all
-            runs = [run for run in runs if dtypes_of(run) != dtypes_of(first)]
-        return floors_from(first, runs)
+            same = dtypes_of(first)
+            done = [t for t in done if t.cause not in (FP64, FORMAT) or dtypes_of(runs[t.label]) != same]
+        explained: dict[str, Noise] = {}
+        spread: dict[str, Noise] = {}
+        for twin in done:
+            into = spread if twin.steadiness else explained
+            for tap, noise in noise_of(first, runs[twin.label], twin.cause, order=twin.order).items():
+                into[tap] = into[tap].merge(noise) if tap in into else noise
+                if twin.cause == AGAIN and noise.max_abs:  # then the other causes show nothing but that
+                    into[tap] = replace(into[tap], cause=AGAIN)
+        # Inputs that were moved say nothing of what is rounded on the way.
+        rounded = isinstance(case, Case) or any(twin.cause in (FP64, FORMAT) for twin in done)
+        return Measured(explained if rounded else {}, spread)
 
 
-def _recorded(job: Job, progress: Progress) -> bool:
+def _recorded(twin: Twin, path: Path, forced: Values | None, progress: Progress) -> bool:
     """Whether the run could be executed: not every module of a user's runs in every number format."""
+    spec = parse_spec(f"{twin.label}={twin.spec}")
+    values = Rearranged(forced, twin.order) if forced is not None and twin.order else forced
     try:
-        record(job, progress=progress)
+        options = replace(twin.options, handed=True)
+        record(Job(spec, twin.case, options, path, path.parent, reference=values), progress=progress)
     except ParityError as error:
-        if isinstance(job.case, Case):
+        if isinstance(twin.case, Case):
             raise
-        progress.say(f"the noise floor is measured without {job.spec.text}, which failed: {error}")
+        progress.say(f"the noise floor is measured without {spec.text}, which failed: {error}")
         return False
     return True
 
 
-def _specs(case: Case | ModuleCase, dtype: str) -> list[str]:
-    specs = ["floor-base=torch", "floor-fp64=torch:fp64"]
-    if isinstance(case, Case):
-        specs.append("floor-order=torch:grow")
-    if dtype not in ("float32", "float64"):
-        specs.append(f"floor-format=torch:{dtype}")
-    return specs
-
-
-def _digest(case: Case | ModuleCase, dtype: str) -> str:
-    import torch
-
+def case_digest(case: Case | ModuleCase) -> dict[str, Any]:
+    """What a floor belongs to: model, weights, inputs, cache policy; of a user's module also its code."""
     known = {
         key: value
         for key, value in case_provenance(case).items()
         if key not in ("scenario", "wiring", "roles")
     }
+    return known | ({"code": _code(case)} if isinstance(case, ModuleCase) else {})
+
+
+def _code(case: ModuleCase) -> str:
+    """Digest of the files in which the classes of a module are written, libraries left out."""
+    import sys
+
+    names = {type(part).__module__ for part in case.module.modules()}
+    files = {str(getattr(sys.modules.get(name), "__file__", None) or "") for name in names}
+    own = sorted(file for file in files if file and "site-packages" not in file and Path(file).is_file())
+    total = hashlib.sha256()
+    for file in own:
+        total.update(Path(file).read_bytes())
+    return total.hexdigest()
+
+
+def _path(case: Case | ModuleCase, dtype: str, cache: Path) -> Path:
+    import torch
+
     text = json.dumps(
-        [VERSION, known, dtype, torch.__version__, torch.get_num_threads()], sort_keys=True, default=str
+        [VERSION, case_digest(case), dtype, torch.__version__, torch.get_num_threads()],
+        sort_keys=True,
+        default=str,
     )
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return cache / "floors" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _write(path: Path, floors: Mapping[str, Floor]) -> None:
+def _store(path: Path, measured: Measured) -> None:
+    _write(
+        path,
+        {part: [asdict(n) for n in getattr(measured, part).values()] for part in ("explained", "spread")},
+    )
+
+
+def _load(path: Path) -> Measured:
+    data = json.loads(path.read_text())
+    parts = (
+        {row["tap"]: Noise(**{**row, "floor": Floor(**row["floor"])}) for row in data[part]} for part in data
+    )
+    return Measured(*parts)
+
+
+def _write(path: Path, data: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(
-        json.dumps({tap: {"rms": floor.rms, "peak": floor.peak} for tap, floor in floors.items()})
-    )
+    draft.write_text(json.dumps(data))
     os.replace(draft, path)
 
 
@@ -144,8 +237,10 @@ def emulated_floor(job: Job, candidate: Run, cache: Path, *, progress: Progress)
                 job, path=Path(folder) / "floor.h5", replay="free" if job.replay == "free" else "forced"
             )
             label = record(own, progress=progress)
-            _write(path, floors_from(reference, [Trace(own.path)[label]]))
-    return around(_read(path), profile)
+            made_of = floors_from(reference, [Trace(own.path)[label]])
+            _write(path, {tap: asdict(floor) for tap, floor in made_of.items()})
+    emulated = {tap: Floor(**level) for tap, level in json.loads(path.read_text()).items()}
+    return around(emulated, profile)
 
 
 def dtypes_of(*runs: Run) -> tuple[str, ...]:
