@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ def package(
     `options` are those of a case: model, weights, scenario, prompt, steps, cache, seed. The board is fed the
     tokens of the torch reference, which is run for that, or (`free`) goes its own way. Returns the folder.
     """
+    from parity.targets.sophgo.compile.store import fresh
     from parity.targets.sophgo.runner.packing import check, pack
     from parity.targets.sophgo.target import ChipTarget
 
@@ -49,9 +49,10 @@ def package(
     if request.steps is None and target.steps is not None:
         request = Request(**{**options, "steps": target.steps})
     case = build_case(request, progress=progress)
-    with tempfile.TemporaryDirectory(prefix="parity-package-") as folder:
-        trace = Path(folder) / "reference.h5"
-        record(Job(parse_spec("torch"), case, request.options, trace, Path(folder)), progress=progress)
+    work = cache_folder() / "work"
+    with fresh(work / "reference", "package") as folder:
+        trace = folder / "reference.h5"
+        record(Job(parse_spec("torch"), case, request.options, trace, folder), progress=progress)
         values = reference_values(Trace(trace)["torch"])
         return pack(
             Path(out),
@@ -59,7 +60,7 @@ def package(
             asked,
             values,
             free=free,
-            cache=cache_folder() / "work" / "cache",
+            cache=work / "cache",
             progress=progress,
         )
 

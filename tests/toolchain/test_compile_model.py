@@ -104,6 +104,16 @@ def test_int8_is_calibrated_on_a_scenario_and_its_tables_can_be_given_back(tmp_p
 
 
 @pytest.mark.slow
+def test_what_is_kept_for_a_while_lies_in_the_cache_where_a_killed_process_is_swept_up_after(
+    cache, tmp_path, monkeypatch
+):
+    compile_order(Order("cv181x", **OTHER, out=tmp_path / "exported"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    compile_order(Order("cv181x", **OTHER, mode="int8", out=tmp_path / "out"))
+    assert list((cache / "work" / "reference").iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_scenario_that_does_not_fill_the_rows_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"do not fill the 63 rows of a build without mask; .* or --masked"):
         compile_order(Order("cv181x", **TINY, mode="int8", scenario="short", out=tmp_path))

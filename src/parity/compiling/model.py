@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from parity.harness.case import Case, Model, Scenario, Wiring
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress, Silent
 from parity.targets.sophgo.compile.job import sha256
+from parity.targets.sophgo.compile.store import fresh
 
 from ..request import Request
 from .exports import ExportIndex, Graph
@@ -132,9 +132,9 @@ class ModelGraphs:
         executor = TorchExecutor(
             self.case.model.split(self.case.state, masked=self.order.masked), self.wiring, torch.float32
         )
-        with tempfile.TemporaryDirectory(prefix="parity-calibration-") as folder:
-            trace = trace_file(Path(folder) / "reference.h5")
-            job = Job(parse_spec("torch"), self.case, Request().options, trace, Path(folder))
+        with fresh(self.work / "reference", "calibration") as folder:
+            trace = trace_file(folder / "reference.h5")
+            job = Job(parse_spec("torch"), self.case, Request().options, trace, folder)
             record(job, progress=self.progress)
             reference = reference_values(Trace(trace)["torch"])
             return dict(segment_inputs(self.case, self.wiring, rows, executor, reference))
