@@ -15,6 +15,8 @@ from parity.harness.pinning import Pinner
 from parity.harness.segmented import Recorded, Right
 from parity.harness.tracer import recording
 
+from .parcels import Flat, program
+
 
 class Shown:
     """A sink that keeps records in memory, in execution order, the first of each name."""
@@ -96,6 +98,12 @@ class TorchExecutor:
     def _tensor(self, array: np.ndarray) -> Tensor:
         tensor = to_tensor(array, self._device)
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def parcel(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, bytes]:
+        """The segment as a program; its outputs alone, taps inside are not in it."""
+        tensors = [self._tensor(inputs[port.name]) for port in self._ports[segment].inputs]
+        flat = Flat(self._modules[segment], tuple(tensors), {})
+        return {"model.pt2": program(flat, tensors)}
 
     def close(self) -> None:
         """Let go of the modules."""

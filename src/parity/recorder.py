@@ -58,10 +58,9 @@ class Job:
 
 def record(job: Job, *, progress: Progress) -> str:
     """Run the job and return the name of the run that it left in the trace file."""
-    target = _target(job.spec, job.options, own_module=isinstance(job.case, ModuleCase))
     with ExitStack() as stack:
         stack.enter_context(_threads(job.options.threads))
-        session = _prepared(target, job, progress)
+        session = prepared(job, progress)
         stack.callback(session.close)
         isolate = _isolates(job) and hasattr(session, "isolated_sink")
         if isinstance(job.case, Case) and job.window is None:
@@ -135,6 +134,13 @@ def check_spec(spec: Spec, options: Options, *, own_module: bool) -> None:
         trace[name]
     else:
         _target(spec, options, own_module=own_module)
+
+
+def prepared(job: Job, progress: Progress) -> Session:
+    """A job's session, ready to execute; the caller closes it."""
+    return _prepared(
+        _target(job.spec, job.options, own_module=isinstance(job.case, ModuleCase)), job, progress
+    )
 
 
 def _target(spec: Spec, options: Options, *, own_module: bool) -> Target:
