@@ -34,6 +34,8 @@ class Planned:
     spec: Spec
     makes: str
     own: bool
+    #: What a failure's own words say it failed in; None where they do not say.
+    failed_in: Callable[[str], str | None] = lambda failure: None
 
 
 def planned(specs: Sequence[Spec], *, own_module: bool) -> list[list[Planned]]:
@@ -46,12 +48,15 @@ def planned(specs: Sequence[Spec], *, own_module: bool) -> list[list[Planned]]:
         if chains and spec.name == "dump":
             chains[-1].append(Planned(spec, HARDWARE, own=False))
             continue
-        stages = None
+        stages, target = None, None
         if spec.kind == "target":
-            stages = getattr(registry.target(spec.name, own_module=own_module), "stages", None)
+            target = registry.target(spec.name, own_module=own_module)
+            stages = getattr(target, "stages", None)
         if stages is None:
             raise UserError(f"stages: {spec.text} has none; they belong to chips, for example --cand cvi")
-        chains.append([_stage(spec, arg, makes) for arg, makes in stages(spec.arg)])
+        made = [_stage(spec, arg, makes) for arg, makes in stages(spec.arg)]
+        failed_in = getattr(target, "failed_in", None)
+        chains.append([replace(one, failed_in=failed_in) if failed_in else one for one in made])
     return chains
 
 
@@ -106,7 +111,9 @@ def with_stages(
     out = []
     for stage, comparison in zip(chain, found, strict=True):
         judged = comparison.verdict not in ("parity", "refused")
-        guilt = (cause,) if cause is not None and judged else ()
+        said = stage.failed_in(comparison.failure) if comparison.failure else None
+        named = replace(cause, name=said) if cause is not None and said else cause
+        guilt = (named,) if named is not None and judged else ()
         causes = (*guilt, *comparison.causes)
         told = (*comparison.findings, *findings.get(id(comparison), ()))
         if stage.own:

@@ -109,6 +109,12 @@ class InterpreterExecutor:
         """Outputs by position, taps by name."""
         graph, held = self.graphs[segment], self.held[segment]
         found = self.interpreters[segment].call({name: _fed(array) for name, array in inputs.items()})
+        for value in graph.outputs:
+            if held.get(value) not in found:
+                raise CandidateError(
+                    f"{segment}: its output {value} is no tensor of the compiler's graph but an input or a "
+                    "constant itself; leave it away"
+                )
         shown = [recorded(graph, value, found[held[value]]) for value in graph.outputs]
         for name, value in self._inner(segment).items():
             if name in found:

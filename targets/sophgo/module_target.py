@@ -49,6 +49,10 @@ class ChipModuleTarget:
         """As for a model of ours."""
         return self._chip.stages(arg)
 
+    def failed_in(self, failure: str) -> str | None:
+        """As for a model of ours."""
+        return self._chip.failed_in(failure)
+
     def emulation(self, arg: str) -> str | None:
         """As for a model of ours."""
         return self._chip.emulation(arg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from .asked import LEVELS, Asked, parse_arg
 
 if TYPE_CHECKING:
     from .levels import Level
+
+#: What the compiler says it failed in -> the stage. Every level from `tpu` on runs the whole of it.
+STEPS = {"lowering": "quantization", "layout": "code generation", "codegen": "code generation"}
 
 #: Level -> what makes it from the level before.
 STAGES = (
@@ -89,6 +93,11 @@ class ChipTarget:
             raise UserError(f"stages: {self.name}:{arg} is one stage itself; leave out its path and level")
         more = f"{arg}+" if arg else ""
         return [(f"{more}{level}", makes) for level, makes in STAGES]
+
+    def failed_in(self, failure: str) -> str | None:
+        """The stage that a failure of the compiler names itself; None for other failures."""
+        said = re.search(r"the compiler failed in (\w+)", failure)
+        return STEPS.get(said[1]) if said else None
 
     def emulation(self, arg: str) -> str | None:
         """The argument of the compiler's interpreter of the same quantized graph; None where it is that."""

@@ -173,6 +173,37 @@ def test_an_operator_of_several_results_is_followed_through_every_level(staged, 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_the_code_generator_cannot_do_is_not_blamed_on_quantization(staged, tmp_path):
+    """Every level from the quantized graph on needs the whole compiler; its own words say how far it came."""
+
+    class SixAxes(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(1, 2, 3, 2, 2, 2).permute(0, 3, 1, 2, 5, 4).sum(2)
+
+    draw = {"x": np.random.default_rng(0).standard_normal((6, 8), dtype=np.float32)}
+    found = staged(to_onnx(SixAxes, draw, tmp_path / "six.onnx"), draw)
+    assert found.verdict == "failed"
+    assert "failed in codegen" in found.failure
+    assert found.causes[0].name == "code generation"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_an_output_that_is_a_constant_is_named(staged, tmp_path):
+    class Constant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.p = torch.nn.Parameter(torch.ones(3, 8))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x + self.p, self.p * 2
+
+    draw = {"x": np.random.default_rng(0).standard_normal((3, 8), dtype=np.float32)}
+    found = staged(to_onnx(Constant, draw, tmp_path / "const.onnx", ["y", "p2"]), draw)
+    conversion = next(stage for stage in found.stages if stage.name == "conversion")
+    assert "is no tensor of the compiler's graph but an input or a constant" in conversion.reason
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_values_that_the_converter_fuses_are_left_out_of_the_instrumented_build(staged, tmp_path):
     """An exported GELU is five operators, of which the converter makes one."""
     import chip_modules
