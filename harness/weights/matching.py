@@ -18,7 +18,7 @@ from .weight import QUANTILES, Weight, sketch
 
 #: Tensors whose sketches are nearest, that are looked at in full.
 NEAREST = 8
-#: Sketches further apart than this are of other values, whatever was done to them.
+#: Sketches further apart than this are of other values, whatever was done; codes may lie thrice as far.
 FAR = 0.35
 PREFIXES = ("module.", "model.", "_orig_mod.")
 
@@ -156,9 +156,9 @@ class _Match:
 
     def _near(self, weight: Weight) -> list[str]:
         """The reference's tensors of this size, the most similar first; the one of the name before all."""
-        places = np.flatnonzero(self.sizes == weight.values.size)
+        places, far = np.flatnonzero(self.sizes == weight.values.size), (1 + 2 * weight.quantized) * FAR
         apart = np.abs(self.sketches[places] - weight.sketch).max(axis=1) if len(places) else np.zeros(0)
-        ranked = [self.names[places[i]] for i in np.argsort(apart, kind="stable") if apart[i] < FAR]
+        ranked = [self.names[places[i]] for i in np.argsort(apart, kind="stable") if apart[i] < far]
         want, similar = self._want(weight), ranked[:NEAREST]
         return list(dict.fromkeys([*([want] if want else []), *similar]))
 

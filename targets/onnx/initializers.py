@@ -133,7 +133,15 @@ class _Graph:
             if bias is not None:
                 return f"{str(bias).removesuffix('bias')}weight"
             value = node.output[0]
-            if node.op_type not in (*PASSED, "MatMul", "MatMulInteger", "Transpose", "Gemm", "Mul"):
+            if node.op_type not in (
+                *PASSED,
+                "MatMul",
+                "MatMulInteger",
+                "MatMulNBits",
+                "Transpose",
+                "Gemm",
+                "Mul",
+            ):
                 return name
         return name
 
