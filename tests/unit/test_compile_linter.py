@@ -243,6 +243,21 @@ def test_a_chip_and_a_mode_that_are_not_there_are_refused():
         lint(graphs.block(), "cv181x", "f16")
 
 
+def damaged(kind: str) -> bytes:
+    model = load(graphs.gqa_expand())
+    if kind == "no output":
+        del model.graph.node[0].output[:]
+    else:
+        model.graph.initializer[0].dims[:] = [17]
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", ["no output", "short weight"])
+def test_a_graph_that_is_no_valid_onnx_is_one_sentence(kind):
+    with pytest.raises(UserError, match=r"onnx: is no valid graph \(.+\); export it again"):
+        lint(damaged(kind), "cv181x", "bf16")
+
+
 def test_findings_are_plain_data():
     from dataclasses import asdict
 

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
+import onnx.checker
+
+from parity.harness.errors import UserError
 
 from . import forms_converter as converter
 from . import forms_cv18xx as cv18xx
@@ -56,14 +59,36 @@ def lint(
     `taps` maps ONNX values to taps, so that a finding has the name that a person knows.
     """
     row = chip_named(chip)
-    linter = _Linter(View(load(graph) if isinstance(graph, bytes) else graph), dict(taps or {}))
-    return linter.findings(row, mode_for(row, mode), (rule for rule, chips in RULES if chip in chips))
+    rules = (rule for rule, chips in RULES if chip in chips)
+    return _linted(graph, taps or {}, row, mode_for(row, mode), rules)
 
 
 def lint_conversion(graph: bytes | onnx.ModelProto, *, taps: Mapping[str, str]) -> list[Finding]:
     """What is known to go wrong before a chip is asked for."""
-    linter = _Linter(View(load(graph) if isinstance(graph, bytes) else graph), dict(taps))
-    return linter.findings(CHIPS["bm1684x"], MODES["f32"], (rule for rule, chips in RULES if chips == EVERY))
+    rules = (rule for rule, chips in RULES if chips == EVERY)
+    return _linted(graph, taps, CHIPS["bm1684x"], MODES["f32"], rules)
+
+
+def _linted(
+    graph: bytes | onnx.ModelProto, taps: Mapping[str, str], chip: Chip, mode: Mode, rules: Iterable[Rule]
+) -> list[Finding]:
+    """UserError where a graph cannot be looked through because it is no valid ONNX."""
+    model = load(graph) if isinstance(graph, bytes) else graph
+    try:
+        return _Linter(View(model), dict(taps)).findings(chip, mode, rules)
+    except (ValueError, LookupError, TypeError) as error:
+        if (wrong := _invalid(model)) is None:
+            raise
+        raise UserError(f"onnx: is no valid graph ({wrong}); export it again") from error
+
+
+def _invalid(model: onnx.ModelProto) -> str | None:
+    """The first complaint of ONNX's own checker."""
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError, TypeError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
 
 
 @dataclass(frozen=True)
