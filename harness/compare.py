@@ -120,6 +120,7 @@ def _notes(
         Finding("warning", f"tolerance override taps={glob!r} matched no tap")
         for glob in rules.tolerance.unmatched(known)
     ]
+    notes += [Finding("warning", text) for text in (*rules.warnings, *_uncalibrated(rules, known))]
     notes += _left_out(known, taps, str(maker.wiring.get("output", "")))
     notes += [Finding("note", text) for text in candidate.provenance.get("substitutions", ())]
     notes += [Finding("warning", text) for text in candidate.provenance.get("warnings", ())]
@@ -127,6 +128,15 @@ def _notes(
         unmatched = mapping.unmatched(candidate.taps)
         notes += [Finding("warning", f"map entry {entry!r} matched no tap") for entry in unmatched]
     return notes
+
+
+def _uncalibrated(rules: Rules, known: Sequence[str]) -> list[str]:
+    """Taps that a calibration file names and no run has."""
+    lost = [tap for tap in rules.tolerance.floors if tap not in set(known)]
+    if not lost:
+        return []
+    shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+    return [f"{rules.tolerance.source} holds noise floors of {len(lost)} taps that no run has: {shown}"]
 
 
 def _left_out(known: Sequence[str], taps: Sequence[str], output: str) -> list[Finding]:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .isolation import Isolation
-
 from .onset import Onset as Onset
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ class Row:
     `error` is the relative L2 error of the forced replay (what was inherited and what was born here),
     `local` that of the isolated replay (born here); `ratio` and `local_ratio` are the same errors as
     multiples of what the tolerance allows: above 1 fails. `floor` is the relative noise level in force.
+    `kind` calls the error rounding, quantization or bug; empty where there is none, or no telling.
     """
 
     order: int
@@ -55,6 +55,7 @@ class Row:
     hidden: int = 0
     padded: int = 0
     rule: str = ""
+    kind: str = ""
     metrics: Metrics | None = None
     logits: LogitMetrics | None = None
 

@@ -38,7 +38,7 @@ def fill(waiting: Waiting, found: Survey | Full) -> None:
         _judge(waiting, 0, *found)
         return
     floor = rule.floor.rms if rule.floor else None
-    known = zip(rows, found, settled(found, by_bound=rule.floor is None), found.rel_l2.tolist(), strict=True)
+    known = zip(rows, found, settled(found, by_bound=rule.by_bound), found.rel_l2.tolist(), strict=True)
     for place, (row, metrics, judgement, error) in enumerate(known):
         if judgement is None:
             _judge(waiting, place, metrics, None)
@@ -52,14 +52,15 @@ def fill(waiting: Waiting, found: Survey | Full) -> None:
 def _judge(waiting: Waiting, place: int, metrics: Metrics, logits: LogitMetrics | None) -> None:
     """Judge one record; one that fails is measured in full, to say where."""
     row, source, rule = waiting.rows[place], waiting.source, waiting.rule
-    judgement = rule.judge(metrics)
+    judgement = rule.judge(metrics, logits)
     row.floor = rule.floor.rms if rule.floor else None
     row.status, row.reason, row.ratio = judgement.status, judgement.reason, judgement.ratio
     row.error, row.shape, row.metrics, row.logits = metrics.rel_l2, metrics.shape, metrics, logits
-    if not judgement.passed:
+    if not judgement.passed and judgement.status != "skipped":
         pair = source.pair(place)
         row.metrics = metrics if metrics.detailed else measure_pair(pair, rule.asked)[0]
         row.slice = worst_slice(row.metrics, positions=pair.positions)
+    row.kind = rule.kind(judgement, row.metrics)
     if isinstance(source, Pair):
         mark_lost(row, source)
     if waiting.detail is not None:

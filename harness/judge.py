@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from .metrics import Metrics, Survey
+    from .metrics import LogitMetrics, Metrics, Survey
     from .metrics.widen import Format
     from .tolerance import Bound
+    from .vendors import Vendor
 
 FACTOR = 8.0
 """A row passes up to this multiple of its floor: healthy reordering of sums reaches 3 x by row."""
@@ -132,6 +133,33 @@ def _words(bound: Bound) -> str:
 def _worst(errors: np.ndarray[Any, Any], allowed: Any) -> float:
     with np.errstate(divide="ignore"):
         return float((errors / allowed).max())
+
+
+def judge_vendor(
+    metrics: Metrics, logits: LogitMetrics | None, vendor: Vendor, *, allow_nonfinite: bool = False
+) -> Judgement:
+    """Every limit of a published rule, on the numbers of one record; what it says nothing of is skipped."""
+    early = _before_values(metrics, allow_nonfinite)
+    if early is not None:
+        return early
+    if vendor.logits and logits is None:
+        return Judgement("skipped", "the rule speaks of logits alone")
+    checked = vendor.excess(metrics, logits)
+    ratio = max(_times(value, most) for _, value, most in checked)
+    failed = [
+        f"{name}={value:.3g}, but should be at most {most:.3g}"
+        for name, value, most in checked
+        if not value <= most
+    ]
+    if failed:
+        return Judgement("fail", "; ".join(failed), max(ratio, ABOVE))
+    return Judgement("pass", ratio=min(ratio, 1.0))
+
+
+def _times(value: float, most: float) -> float:
+    if value <= 0.0:
+        return 0.0
+    return value / most if most > 0.0 else math.inf
 
 
 def judge_floor(

@@ -21,54 +21,21 @@ from .detail import Detail, Room
 from .filling import WAITING, Waiting, fill, mark_lost
 from .handed import Needed, moved
 from .isolation import Isolation, isolation_of
-from .judge import Floor, Judgement, judge_bound, judge_floor
-from .measuring import Asked, in_batches, measure_all, pieces
+from .measuring import in_batches, measure_all, pieces
 from .pairs import Pair
+from .rules import Rule as Rule
+from .rules import Rules as Rules
 from .series import Series
 from .trace import column
 
 if TYPE_CHECKING:
     from .mapping import TapMap
-    from .metrics import Metrics
-    from .tolerance import Bound, Tolerance
     from .trace import Record, Run
 
 #: Rows that only the candidate has come after all that the reference executed.
 LATE = 1 << 62
 #: How the report names the part that moves rows between segments.
 CACHE = "cache"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How records are judged: the tolerance, and the noise floor per tap where one is known."""
-
-    tolerance: Tolerance
-    floors: Mapping[str, Floor]
-
-    def of(self, tap: str, expected: str, actual: str) -> Rule:
-        """What holds for the records of a tap in these number formats; whole numbers have no noise."""
-        bound = self.tolerance.bound(tap, expected, actual)
-        whole = not any(kind in expected for kind in ("float", "complex"))
-        floor = None if whole or self.tolerance.overrides(tap) else self.floors.get(tap)
-        asked = Asked(bound.atol, bound.rtol, rows=floor is not None)
-        return Rule(bound, floor, self.tolerance.allows_nonfinite(tap), asked)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What is allowed at one tap, the floor before the bound, and what must be measured to judge it."""
-
-    bound: Bound
-    floor: Floor | None
-    nonfinite: bool
-    asked: Asked
-
-    def judge(self, metrics: Metrics) -> Judgement:
-        """The judgement of one measured record."""
-        if self.floor is None:
-            return judge_bound(metrics, self.bound, allow_nonfinite=self.nonfinite)
-        return judge_floor(metrics, self.floor, dtype=metrics.dtype_actual, allow_nonfinite=self.nonfinite)
 
 
 @dataclass(slots=True)
@@ -158,7 +125,7 @@ class RowMaker:
             _add_local(row, local, self.isolation.refused.get(tap, "not isolated"))
         if tap in self._sources:
             self._needed.check(tap, rows)
-        if rows and self._is_output(tap) and all(row.status == "skipped" and values_of(row) for row in rows):
+        if rows and self._is_output(tap) and all(_never_came(row) for row in rows):
             rows[0].status, rows[0].reason = "missing", "a model output is always promised, and never came"
         return rows
 
@@ -262,6 +229,10 @@ def _bare(pair: Pair, place: int, segment: str | None) -> Row:
 
 def _holds_nan(record: Record) -> bool:
     return "float" in record.dtype and bool(np.isnan(record.read().astype(np.float64)).any())
+
+
+def _never_came(row: Row) -> bool:
+    return row.status == "skipped" and row.metrics is None and bool(values_of(row))
 
 
 def _add_local(row: Row, local: Mapping[tuple[int, int], Row], otherwise: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,9 @@ import numpy as np
 
 from .dtypes import NAMES
 from .errors import UserError, did_you_mean
+from .judge import Floor
+from .vendors import VENDORS, Vendor
+from .vendors import describe as describe_vendors
 
 FORMULA = "|a - e| <= atol + rtol * |e|"
 
@@ -124,12 +125,17 @@ class Override:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A profile with overrides; of several that match a tap the last one holds."""
+    """A profile with overrides; of several that match a tap the last one holds.
+
+    `floors` are noise floors by tap that a calibration file holds, `case` what they were measured on.
+    """
 
     profile: str
     overrides_list: tuple[Override, ...] = ()
     nonfinite: tuple[str, ...] = ()
     source: str = ""
+    floors: Mapping[str, Floor] = field(default_factory=dict)
+    case: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -140,6 +146,11 @@ class Tolerance:
     def name(self) -> str:
         """What a report calls it."""
         return f"{self.source} ({self.profile})" if self.source else self.profile
+
+    @property
+    def vendor(self) -> Vendor | None:
+        """The rule of a vendor's, where the profile is one."""
+        return VENDORS.get(self.profile)
 
     def bound(self, tap: str, dtype_expected: str, dtype_actual: str) -> Bound:
         """The bound of a tap; of the two number formats the coarser one decides."""
@@ -177,97 +188,27 @@ def default_bound(profile: str, dtype: str) -> Bound:
     """Bound of a profile for records of a logical dtype; `auto` takes the profile of the dtype itself."""
     if dtype not in NAMES:
         raise UserError(f"dtype={dtype!r}: unknown number format. {did_you_mean(dtype, NAMES)}")
+    if profile in VENDORS:
+        return Bound(*VENDORS[profile].bound(dtype))
     wide = dtype in ("float64", "complex128")
     return PROFILES[{True: "fp64", False: "fp32"}[wide] if profile == AUTO else profile][dtype]
 
 
 def load_tolerance(spec: str) -> Tolerance:
     """A tolerance from a profile's name, `auto`, or the path of a TOML file; UserError for anything else."""
-    if spec == AUTO or spec in PROFILES:
+    if spec in known_profiles():
         return Tolerance(spec)
     path = Path(spec)
     if path.suffix == ".toml" or "/" in spec or path.is_file():
-        return _from_file(path)
-    raise UserError(f"tol={spec!r}: is no profile and no file. {did_you_mean(spec, [AUTO, *PROFILES])}")
+        from .tolerance_file import read_tolerance
+
+        return read_tolerance(path)
+    raise UserError(f"tol={spec!r}: is no profile and no file. {did_you_mean(spec, known_profiles())}")
 
 
-def _from_file(path: Path) -> Tolerance:
-    try:
-        text = path.read_bytes().decode()
-        data = tomllib.loads(text)
-    except OSError as error:
-        raise UserError(
-            f"tol={str(path)!r}: cannot be read ({error.strerror}); give a profile or a TOML file"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"tol={str(path)!r}: is not TOML ({error}); correct the file") from error
-    return _from_data(data, path.name)
-
-
-_KEYS = ("profile", "override", "allow_nonfinite")
-_OVERRIDE_KEYS = ("taps", "atol", "rtol", "reason")
-
-
-def _from_data(data: Mapping[str, Any], source: str) -> Tolerance:
-    _only(data, _KEYS, source)
-    profile = data.get("profile", AUTO)
-    if profile != AUTO and profile not in PROFILES:
-        raise UserError(
-            f"profile={profile!r} in {source}: unknown. {did_you_mean(str(profile), [AUTO, *PROFILES])}"
-        )
-    rows = data.get("override", [])
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"override in {source}: should be tables; write [[override]] above each")
-    globs = data.get("allow_nonfinite", [])
-    if not isinstance(globs, list) or not all(isinstance(glob, str) for glob in globs):
-        raise UserError(f"allow_nonfinite={globs!r} in {source}: should be a list of tap globs")
-    return Tolerance(profile, tuple(_override(row, profile, source) for row in rows), tuple(globs), source)
-
-
-def _override(row: Mapping[str, Any], profile: str, source: str) -> Override:
-    _only(row, _OVERRIDE_KEYS, source)
-    taps, reason = row.get("taps"), row.get("reason", "")
-    if not isinstance(taps, str) or not taps:
-        raise UserError(f'override taps={taps!r} in {source}: should be a tap glob such as "layer*.q"')
-    if not isinstance(reason, str):
-        raise UserError(f"override {taps!r} reason={reason!r} in {source}: should be a sentence")
-    atol, rtol = (_number(row, key, taps, source) for key in ("atol", "rtol"))
-    override = Override(taps, atol, rtol, reason)
-    if override.atol is None and override.rtol is None:
-        raise UserError(f"override {taps!r} in {source}: sets neither atol nor rtol; give one or drop it")
-    if _loosens(override, profile) and not reason.strip():
-        raise UserError(
-            f"override {taps!r} in {source}: loosens the profile {profile!r} without a reason; "
-            'add reason = "..." that says why this is healthy'
-        )
-    return override
-
-
-def _loosens(override: Override, profile: str) -> bool:
-    """Whether it allows more than the profile does for the format that the profile is named after."""
-    named = {"fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}.get(profile, "float32")
-    bound = default_bound(profile, named)
-    return (override.atol or 0.0) > bound.atol or (override.rtol or 0.0) > bound.rtol
-
-
-def _number(row: Mapping[str, Any], key: str, taps: str, source: str) -> float | None:
-    value = row.get(key)
-    if value is None:
-        return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value < 0
-    ):
-        raise UserError(f"override {taps!r} {key}={value!r} in {source}: should be a number of at least 0")
-    return float(value)
-
-
-def _only(data: Mapping[str, Any], known: tuple[str, ...], source: str) -> None:
-    for key in data:
-        if key not in known:
-            raise UserError(f"{key}={data[key]!r} in {source}: unknown key. {did_you_mean(key, known)}")
+def known_profiles() -> list[str]:
+    """Every name that `--tol` takes."""
+    return [AUTO, *PROFILES, *VENDORS]
 
 
 def describe() -> str:
@@ -284,4 +225,4 @@ def describe() -> str:
         lines.append(f"| {name} | {cells} |")
     lines.append("")
     lines.append("auto: the measured noise floor; without one, fp32 (fp64 for float64 records).")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", describe_vendors()])

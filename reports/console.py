@@ -309,7 +309,10 @@ def _step(row: Row) -> str:
 
 
 def _status(view: TapView) -> str:
-    return f"{view.worst.status} {view.failing}/{view.records}" if view.failing else view.worst.status
+    if not view.failing:
+        return view.worst.status
+    kind = "" if view.worst.kind in ("", "bug") else f" {view.worst.kind}"
+    return f"{view.worst.status} {view.failing}/{view.records}{kind}"
 
 
 def _status_style(view: TapView) -> str:

@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import floors_from
-from parity.harness.errors import ParityError
+from parity.harness.errors import ParityError, UserError
 from parity.harness.judge import Floor
 from parity.harness.noise import AGAIN, Noise, noise_of
 from parity.harness.progress import Progress
@@ -208,12 +208,43 @@ def _write(path: Path, data: Any) -> None:
 
 
 def rules_of(tolerance: Tolerance, floors: Mapping[str, Floor], *runs: Run) -> Rules:
-    """Where a tap has no floor, what its format explains at most."""
+    """Where a tap has no floor, what its format explains at most; a calibration file goes before all.
+
+    UserError for a file of another model or number format.
+    """
+    narrow = next((name for name in dtypes_of(*runs) if name in CEILINGS), "")
     if tolerance.kind != AUTO:
-        return Rules(tolerance, {})
-    narrow = next((name for name in dtypes_of(*runs) if name in CEILINGS), None)
+        return Rules(tolerance, {}, narrow)
+    if tolerance.floors:
+        return Rules(tolerance, tolerance.floors, narrow, warnings_of(tolerance, runs))
     known = ceilings(narrow, runs) if narrow else {}
-    return Rules(tolerance, known | dict(floors))
+    return Rules(tolerance, known | dict(floors), narrow)
+
+
+def warnings_of(tolerance: Tolerance, runs: Sequence[Run]) -> tuple[str, ...]:
+    """What differs between the case of a calibration file and that of the runs."""
+    held, about = tolerance.case, runs[0].provenance
+    for key in ("model", "weights"):
+        if key in held and key in about and held[key] != about[key]:
+            raise UserError(
+                f"tol={tolerance.source!r}: was calibrated with {key}={_short(held[key])}, but the reference "
+                f"has {_short(about[key])}; calibrate again, or use --tol auto"
+            )
+    formats, now = held.get("formats", []), narrowest(dtypes_of(*runs))
+    if formats and now not in formats:
+        raise UserError(
+            f"tol={tolerance.source!r}: was calibrated for {', '.join(formats)}, but a side was computed in "
+            f"{now}; calibrate with --dtype, or use --tol auto"
+        )
+    other = [key for key in ("scenario_digest", "policy") if key in held and held[key] != about.get(key)]
+    said = f"{tolerance.source} was calibrated on another {{}}: its noise floors may be too low or too high"
+    words = {"scenario_digest": "scenario", "policy": "cache policy"}
+    return tuple(said.format(words[key]) for key in other)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:12]}..."
 
 
 def quantization(*runs: Run) -> str | None:
