@@ -1,7 +1,9 @@
-"""How a planted fault is run: a real case, a real target, and the whole path from recording to verdict."""
+"""How a patch of the catalogue is run: a real case, a real target, the path from recording to verdict."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,19 @@ import parity
 from parity.harness.comparison import Comparison
 
 Hold = Callable[..., Comparison]
+
+# The catalogue is imported as `mutations`, here and by `parity selftest` alike; ports of `zoo.py` are
+# named in that way on the command line too.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory):
+    """References, floors and exports, shared by all tests and by the processes that share them out."""
+    from mutations.lab import Lab
+
+    base = tmp_path_factory.getbasetemp()
+    return Lab((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "lab")
 
 
 @pytest.fixture(scope="session")
