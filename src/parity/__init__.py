@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .capsules import capsule as capsule
     from .compiling import compile_order as compile_order
     from .driver import run as run
+    from .evaluating import Evaluations as Evaluations
+    from .evaluating import evaluate as evaluate
     from .harness.comparison import Comparison as Comparison
     from .harness.comparison import Result as Result
     from .harness.errors import CandidateError as CandidateError
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from .harness.tracer import trace_tensor as trace_tensor
     from .importing import import_dump as import_dump
     from .powering import power as power
+    from .seaming import seams as seams
     from .selftesting import selftest as selftest
     from .stages import export as export
     from .stages import prefill as prefill
@@ -63,8 +66,10 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "run": ".driver",
+    "seams": ".seaming",
     "bisect": ".bisecting",
     "weights": ".weighing",
+    "evaluate": ".evaluating",
     "compare_traces": ".stored",
     "audit": ".auditing",
     "power": ".powering",
@@ -78,6 +83,7 @@ _NAMES = {
     "selftest": ".selftesting",
     "compile_order": ".compiling",
     "Bisection": ".bisecting",
+    "Evaluations": ".evaluating",
     "Comparison": ".harness.comparison",
     "Result": ".harness.comparison",
     "ParityError": ".harness.errors",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from parity.harness.case import Case, ModuleCase
 from parity.harness.compare import compare_runs
 from parity.harness.comparison import Comparison
-from parity.harness.errors import UserError
+from parity.harness.errors import CandidateError, ParityError, UserError
 from parity.harness.folders import cache_folder
 from parity.harness.hybrid import Faithful, Patched, Routed, inner_of, rerouted
 from parity.harness.progress import Progress, Silent
@@ -75,6 +75,33 @@ def reference_run(
     return Trace(trace)[label]
 
 
+def open_session(
+    spec: Spec,
+    case: Case,
+    options: Options,
+    reference: Values | None,
+    progress: Progress | None = None,
+) -> Session:
+    """A target's session on a case; CandidateError where it breaks."""
+    work = cache_folder() / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        session: Session = registry.target(spec.name).prepare(
+            case,
+            arg=spec.arg,
+            options=replace(options, device=spec.device) if spec.device else options,
+            reference=reference,
+            workdir=work,
+            progress=progress or Silent(),
+        )
+    except (ParityError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise CandidateError(f"{spec.text}: could not be prepared: {told}") from error
+    return session
+
+
 @dataclass
 class Bench:
     """A segmented candidate: `session` as its target prepared it, `reference` on the same case."""
@@ -98,15 +125,8 @@ class Bench:
             return built[0]
 
         reference = reference_run(request, folder / "trace.h5", case, progress)
-        options = replace(request.options, device=spec.device) if spec.device else request.options
-        session: Session = registry.target(spec.name).prepare(
-            case(reference),
-            arg=spec.arg,
-            options=options,
-            reference=reference_values(reference),
-            workdir=cache_folder() / "work",
-            progress=progress,
-        )
+        values = reference_values(reference)
+        session = open_session(spec, case(reference), request.options, values, progress)
         if inner_of(session) is None:
             session.close()
             raise UserError(

@@ -12,6 +12,7 @@ import click
 COMMANDS = {
     "run": "run a reference and candidates, compare, judge, report",
     "bisect": "find the smallest set of parts that makes a candidate depart",
+    "eval": "score reference and candidates over a text, side by side",
     "weights": "hold weights against the checkpoint by content, before anything runs",
     "record": "record one target into a trace file",
     "compare": "hold two stored runs against each other",
@@ -19,6 +20,7 @@ COMMANDS = {
     "power": "say how small an error a run's tolerances would have caught",
     "baseline": "keep a result, say what got worse since",
     "capsule": "pack the guilty part into a folder that runs alone",
+    "seams": "execute the same tokens in different ways, name the seam that departs",
     "report": "render a stored result again",
     "trace": "look into trace files",
     "targets": "list the ways of executing a case",
