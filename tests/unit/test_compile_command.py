@@ -317,6 +317,16 @@ def test_a_damaged_index_is_no_entry(tmp_path, text):
     assert index(tmp_path).read() is None
 
 
+@pytest.mark.parametrize("word", ["d" * 64, '"outputs"', "layer0.y"])
+def test_an_index_of_which_a_word_is_another_is_no_entry(tmp_path, word):
+    index(tmp_path).write({"seg_0": GRAPH}, None)
+    (file,) = (tmp_path / "index").iterdir()
+    text = file.read_text()
+    assert word in text
+    file.write_text(text.replace(word, word[:-2] + "z" + word[-1]))
+    assert index(tmp_path).read() is None
+
+
 def test_tables_are_kept_beside_the_graphs_while_their_files_are_there(tmp_path):
     table = tmp_path / "t.txt"
     table.write_text("")

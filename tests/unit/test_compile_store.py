@@ -245,6 +245,25 @@ def test_a_full_disk_is_said_before_compiling(tmp_path):
     check_space(tmp_path / "cache", estimate([1 << 10]))
 
 
+@pytest.mark.parametrize("change", [{"lint": 7}, {"notes": None}, {"size": 6}, None])
+def test_a_manifest_of_which_a_word_is_another_is_no_artefact(tmp_path, change):
+    folder = whole(tmp_path / "a")
+    assert manifest.read(folder) is not None
+    facts = json.loads((folder / "manifest.json").read_text())
+    if change is None:
+        del facts["version"]
+    (folder / "manifest.json").write_text(json.dumps({**facts, **(change or {})}))
+    assert manifest.read(folder) is None
+
+
+def test_what_is_sealed_comes_back_as_it_was():
+    facts = {"b": 1, "a": {"x": [1, 2.5, None]}}
+    assert store.unsealed(store.sealed(facts)) == facts
+    for text in ("{}", "[]", "7", json.dumps(facts), store.sealed(facts).replace("2.5", "2.6"), "{"):
+        with pytest.raises(ValueError, match=r"seal|Expecting"):
+            store.unsealed(text)
+
+
 class Said(Silent):
     """A progress that keeps what is said."""
 

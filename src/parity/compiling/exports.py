@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.harness.case import Model
+from parity.targets.sophgo.compile.store import sealed, unsealed
 
 from .order import Order
 
@@ -80,20 +81,20 @@ class ExportIndex:
 
     def _entry(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._path.read_text())
+            found = unsealed(self._path.read_text())
             file = found["weights"]
             fresh = file is None or _stat(Path(file["path"])) == file
             whole = fresh and {"graphs", "tables"} <= found.keys()
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return dict(found) if whole else None
+        return found if whole else None
 
     def _store(self, entry: Mapping[str, Any]) -> None:
         """Beside, then renamed. An index that cannot be written costs time, not truth."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            beside.write_text(json.dumps(entry))
+            beside.write_text(sealed(entry))
             beside.replace(self._path)
         except OSError:
             return

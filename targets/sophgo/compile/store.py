@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from parity.harness.errors import UserError
 from parity.harness.room import no_room
 
 #: The last one to be written: a folder without it is not whole.
 MANIFEST = "manifest.json"
+_SEAL = "digest"
 
 
 @contextmanager
@@ -58,6 +62,24 @@ def publish(folder: Path, place: Path, whole: Callable[[Path], object]) -> None:
             return
         shutil.rmtree(place, ignore_errors=True)
         os.replace(folder, place)
+
+
+def sealed(facts: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON that says itself whether it is whole: a digest of the rest is its last entry."""
+    plain = json.loads(json.dumps(facts))
+    return json.dumps({**plain, _SEAL: _digest(plain)}, indent=indent)
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The facts of a sealed text; ValueError where a single character of them is another one."""
+    facts: Any = json.loads(text)
+    if not isinstance(facts, dict) or facts.pop(_SEAL, None) != _digest(facts):
+        raise ValueError("the seal is broken")
+    return facts
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def keep(folder: Path, place: Path) -> Path:

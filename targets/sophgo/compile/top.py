@@ -48,7 +48,7 @@ def convert(
 
 def _stored(place: Path, name: str) -> Top | None:
     try:
-        facts = json.loads((place / store.MANIFEST).read_text())
+        facts = store.unsealed((place / store.MANIFEST).read_text())
         values, notes, seconds = dict(facts["values"]), tuple(facts["notes"]), float(facts["seconds"])
         whole = all((place / file).stat().st_size == size for file, size in facts["files"].items())
     except (OSError, ValueError, KeyError, TypeError):
@@ -94,7 +94,7 @@ class _Conversion:
                 "seconds": converted.seconds + shaped.seconds,
                 "files": _tidy(folder, self.name),
             }
-            (folder / store.MANIFEST).write_text(json.dumps(facts))
+            (folder / store.MANIFEST).write_text(store.sealed(facts))
             store.publish(folder, place, lambda found: _stored(found, self.name))
         made = _stored(place, self.name)
         if made is None:
