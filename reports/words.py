@@ -241,6 +241,8 @@ def onset_sentence(onset: Onset) -> str:
 
 def cause_sentence(cause: Cause) -> str:
     """A named cause, its place and evidence."""
+    if cause.residual is not None:
+        return f"at {cause.tap}, {cause.evidence}"
     where = f" at {cause.tap}" if cause.tap else ""
     return f"{cause.name}{where}: {cause.evidence}"
 

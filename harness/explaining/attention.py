@@ -112,8 +112,8 @@ def _hidden(op: Op) -> Values:
 
 @hypothesis("attention", ATTENTION)
 def mask_too_weak(op: Op) -> Iterator[Variant]:
-    """An additive constant that does not hide."""
-    for constant in (-1.0, -5.0, -10.0, -20.0, -100.0) if _hidden(op).any() else ():
+    """An additive constant that does not hide; 1 less would be a boolean mask added as a number."""
+    for constant in (-2.0, -5.0, -10.0, -20.0, -100.0) if _hidden(op).any() else ():
         yield Variant(f"hidden scores lowered by {-constant:g} only", attend(op, hidden=constant))
 
 
@@ -261,6 +261,15 @@ def keys_shifted_against_values(op: Op) -> Iterator[Variant]:
             f"values of the row {'before' if by > 0 else 'after'} each key's",
             attend(op, memory=replace(memory, values=np.roll(memory.values, by, 1))),
         )
+
+
+@hypothesis("attention", ATTENTION)
+def query_of_another_row(op: Op) -> Iterator[Variant]:
+    """The query of the token before asks with this token's mask."""
+    for shift, words in ((-1, "before"), (1, "after")):
+        found = op.around.rows(op.reads[0], shift)
+        if found is not None and found[1].any():
+            yield Variant(f"the query of the token {words}", attend(op, q=found[0]), found[1])
 
 
 @hypothesis("attention", ATTENTION)

@@ -30,11 +30,15 @@ FURTHER = 3
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found out about one culprit; `tried` are the kinds of hypotheses, the best first."""
+    """What was found out about one culprit.
+
+    `kinds` are the names of the hypotheses that explain it, `tried` all that were tried, the best first.
+    """
 
     culprit: Culprit
     cause: Cause | None = None
     error: float | None = None
+    kinds: tuple[str, ...] = ()
     tried: tuple[Tried, ...] = ()
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -91,7 +95,8 @@ class _Case:
         elif not found.best:
             self.notes.append("too large for the search of layouts")
         cause = _cause(self.culprit, found) if found.best else None
-        return Explanation(self.culprit, cause, found.error, found.tried, tuple(self.notes))
+        kinds = tuple(item.name for item in found.best)
+        return Explanation(self.culprit, cause, found.error, kinds, found.tried, tuple(self.notes))
 
     def _facing(self, row: Row) -> Facing | None:
         facing = self.evidence.facing(row.tap, row.step, row.call)
@@ -165,7 +170,7 @@ def _cause(culprit: Culprit, found: Found) -> Cause:
     name = ", or ".join(item.words for item in found.best)
     after = "" if other is None else f"; next best {told(other.residual)}"
     tied = " (cannot be told apart on this input)" if len(found.best) > 1 else ""
-    link = "reference, but" if best.rank == 2 else "reference with"
+    link = "reference, but" if best.rank >= 2 else "reference with"
     evidence = f"candidate = {link} {name}{tied} (residual {told(best.residual)}{after})"
     return Cause(
         culprit.tap,

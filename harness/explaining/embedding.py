@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .maths import rounded
+from .maths import rounded, whole
 from .op import Op, Values, Variant, hypothesis
 
 EMBEDDING = frozenset({"embedding"})
@@ -85,13 +85,9 @@ def other_table(op: Op) -> Iterator[Variant]:
 
 @hypothesis("embedding", EMBEDDING, weights=True)
 def table_in_low_precision(op: Op) -> Iterator[Variant]:
-    scale = np.abs(op.weight).max() / 127
-    yield Variant(
-        "a table in int8, one scale", op.shaped((np.clip(np.rint(op.expected / scale), -127, 127)) * scale)
-    )
+    yield Variant("a table in int8, one scale", whole(op.expected, np.abs(op.weight).max()))
     most = np.abs(op.expected).max(-1, keepdims=True)
-    row = np.where(most == 0.0, 1.0, most) / 127
-    yield Variant("a table in int8, a scale for each row", np.rint(op.expected / row) * row)
+    yield Variant("a table in int8, a scale for each row", whole(op.expected, most))
     for name in ("bfloat16", "float16"):
         yield Variant(f"a table rounded to {name}", rounded(op.expected, name))
 

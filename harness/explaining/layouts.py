@@ -26,11 +26,15 @@ WORDS = {"b": "sequence", "h": "head", "t": "token", "p": "position", "d": "chan
 
 @dataclass(frozen=True)
 class Layout:
-    """What the values would be if `name` had happened; `where` limits the places that it speaks of."""
+    """What the values would be if `name` had happened; `where` limits the places that it speaks of.
+
+    `fitted` has a number that was fitted to what was seen: one without goes before.
+    """
 
     name: str
     values: Values
     where: npt.NDArray[np.bool_] | None = None
+    fitted: bool = False
 
 
 def layouts(expected: Values, actual: Values, axes: tuple[str, ...]) -> Iterator[Layout]:
@@ -51,10 +55,12 @@ def _constants(expected: Values, actual: Values) -> Iterator[Layout]:
     power = float((expected * expected).sum())
     if power:
         scale = float((expected * actual).sum()) / power
-        yield Layout(f"scaled by {scale:.4g}", expected * scale)
+        yield Layout(f"scaled by {scale:.4g}", expected * scale, fitted=True)
     offset = float((actual - expected).mean())
-    yield Layout(f"{offset:.4g} is added everywhere", expected + offset)
-    yield Layout(f"a constant, {float(actual.mean()):.4g}", np.full_like(expected, actual.mean()))
+    yield Layout(f"{offset:.4g} is added everywhere", expected + offset, fitted=True)
+    yield Layout(
+        f"a constant, {float(actual.mean()):.4g}", np.full_like(expected, actual.mean()), fitted=True
+    )
 
 
 def _channels(expected: Values) -> Iterator[Layout]:
@@ -112,7 +118,7 @@ def _orders(expected: Values, actual: Values, axes: tuple[str, ...]) -> Iterator
             continue
         order = np.arange(expected.shape[axis])
         order[places] = found
-        yield Layout(_told(letter, places, order), expected.take(order, axis))
+        yield Layout(_told(letter, places, order), expected.take(order, axis), fitted=True)
 
 
 def _told(letter: str, places: Values, order: Values) -> str:
@@ -156,7 +162,7 @@ def _few(expected: Values, actual: Values, axes: tuple[str, ...]) -> Iterator[La
         factor[worst] = times
         told = ", ".join(f"{at} by {by:.3g}" for at, by in zip(worst, times, strict=True))
         shape = [-1 if at == axis else 1 for at in range(expected.ndim)]
-        yield Layout(f"{_word(axes, axis)} scaled: {told}", expected * factor.reshape(shape))
+        yield Layout(f"{_word(axes, axis)} scaled: {told}", expected * factor.reshape(shape), fitted=True)
 
 
 def _word(axes: tuple[str, ...], axis: int) -> str:

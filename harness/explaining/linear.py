@@ -191,10 +191,8 @@ def weight_in_int8(op: Op) -> Iterator[Variant]:
         ("a scale for each output channel", np.abs(op.weight).max(1, keepdims=True)),
         ("a scale for each input channel", np.abs(op.weight).max(0, keepdims=True)),
     ):
-        yield Variant(f"its weight in int8, {words}", made(op, whole(op.weight, most / 127)))
-    scale = np.abs(op.weight).max(1, keepdims=True) / 127
-    with np.errstate(divide="ignore", invalid="ignore"):
-        clipped = np.nan_to_num(np.trunc(op.weight / scale)) * scale
+        yield Variant(f"its weight in int8, {words}", made(op, whole(op.weight, most)))
+    clipped = whole(op.weight, np.abs(op.weight).max(1, keepdims=True), by=np.trunc)
     yield Variant("its weight in int8 by truncation, a scale for each output channel", made(op, clipped))
 
 
@@ -203,7 +201,7 @@ def weight_in_int4(op: Op) -> Iterator[Variant]:
     rows, columns = op.weight.shape
     for size in (*(size for size in GROUPS if columns % size == 0 and size < columns), columns):
         groups = op.weight.reshape(rows, -1, size)
-        low = whole(groups, np.abs(groups).max(-1, keepdims=True) / 7, -8, 7)
+        low = whole(groups, np.abs(groups).max(-1, keepdims=True), -8, 7)
         yield Variant(
             f"its weight in int4, a scale for {size} channels", made(op, low.reshape(rows, columns))
         )
@@ -231,14 +229,13 @@ def input_in_int8(op: Op) -> Iterator[Variant]:
         ("each token", np.abs(op.x).max(1, keepdims=True)),
         ("all tokens", np.abs(op.x).max()),
     ):
-        scale = np.where(most == 0.0, 1.0, most) / 127
         yield Variant(
             f"its input in int8, a scale for {words}",
-            finished(op, linear(whole(op.x, scale), op.weight, op.bias)),
+            finished(op, linear(whole(op.x, most), op.weight, op.bias)),
         )
         yield Variant(
             f"its input in int8 by truncation, a scale for {words}",
-            finished(op, linear(np.trunc(op.x / scale) * scale, op.weight, op.bias)),
+            finished(op, linear(whole(op.x, most, by=np.trunc), op.weight, op.bias)),
         )
 
 

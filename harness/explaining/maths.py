@@ -26,10 +26,14 @@ def cut(x: Values) -> Values:
     return np.asarray(bits.view(np.float32).astype(x.dtype))
 
 
-def whole(x: Values, scale: Values | float, low: int = -127, high: int = 127) -> Values:
-    """Rounded to whole multiples of a scale, saturated."""
+def whole(
+    x: Values, most: Values | float, low: int = -127, high: int = 127, by: Function = np.rint
+) -> Values:
+    """Whole multiples of the scale `most / high`, saturated, in float32 as quantizers compute."""
+    scale = np.asarray(most, np.float32) / np.float32(high)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.nan_to_num(np.clip(np.rint(x / scale), low, high)) * scale)
+        codes = np.nan_to_num(np.clip(by(x.astype(np.float32) / scale), low, high))
+    return np.asarray(codes.astype(np.float64) * scale)
 
 
 def linear(x: Values, weight: Values, bias: Values | float = 0.0) -> Values:

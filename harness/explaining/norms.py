@@ -9,7 +9,7 @@ import numpy as np
 from .maths import layer_norm, rms_norm, rounded
 from .op import NORMS, Op, Values, Variant, hypothesis
 
-EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)
+EPSILONS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8, 1e-12, 0.0)
 LAYER = frozenset({"layernorm"})
 
 

@@ -143,11 +143,13 @@ def position_relative(op: Op) -> Iterator[Variant]:
 
 @hypothesis("rope", TURNED)
 def position_fixed(op: Op) -> Iterator[Variant]:
-    """One position for all tokens of a step."""
+    """One position for all tokens of a step; position 0 would be no rotation."""
     build, frequency = with_tables(op), known(op)
     if frequency is None or len(np.unique(op.position)) < 2:
         return
     for words, one in (("first", op.position.min()), ("last", op.position.max())):
+        if one == 0 and op.role != "rope_table":
+            continue
         position = np.full_like(op.position, one)
         yield Variant(
             f"RoPE positions all those of the step's {words} token",
@@ -157,9 +159,10 @@ def position_fixed(op: Op) -> Iterator[Variant]:
 
 @hypothesis("rope", TURNED)
 def position_scaled(op: Op) -> Iterator[Variant]:
-    """Positions interpolated for longer contexts."""
+    """Positions interpolated for longer contexts; twice the angle would be a second rotation."""
     build, frequency = with_tables(op), known(op)
-    for by in (0.5, 2.0, 0.25, 4.0, 0.125, 8.0) if frequency is not None else ():
+    double = (2.0,) if op.role == "rope_table" else ()
+    for by in (0.5, *double, 0.25, 4.0, 0.125, 8.0) if frequency is not None else ():
         assert frequency is not None
         yield Variant(
             f"RoPE positions times {by:g}", build(*tables(op.position, frequency * by, pairs=paired(op)))
@@ -171,7 +174,7 @@ def other_base(op: Op) -> Iterator[Variant]:
     build, found = with_tables(op), slowest(op)
     for base in BASES if found is not None else ():
         assert found is not None
-        if abs(np.log(base / found[1])) > 0.01:
+        if abs(np.log(base / found[1])) > 0.1:
             frequency = frequencies(base, 2 * len(found[0]))
             yield Variant(
                 f"RoPE of base {spelled(base)}", build(*tables(op.position, frequency, pairs=paired(op)))

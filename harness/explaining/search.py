@@ -35,19 +35,23 @@ class Tried:
 class Found:
     """What a search came to. `error` is the candidate's relative error, `noise` what tells nothing apart.
 
-    `tried` are all kinds, the best first; `best` those that explain, several if nothing tells them apart.
+    `tried` are all kinds, the best first; `best` those that explain, several if nothing tells them apart:
+    their residues are within `limit`.
     """
 
     error: float
     noise: float
     tried: tuple[Tried, ...]
     best: tuple[Tried, ...] = ()
+    limit: float = 0.0
 
     @property
     def next_best(self) -> Tried | None:
-        """The best of another kind than those that explain."""
+        """The best of those that do not explain; what only says the same in other words is passed over."""
         names = {item.name for item in self.best}
-        return next((item for item in self.tried if item.name not in names), None)
+        return next(
+            (item for item in self.tried if item.name not in names and item.residual > self.limit), None
+        )
 
 
 class Scale:
@@ -116,13 +120,13 @@ def settled(found: Found) -> Found:
     """
     allowed = min(max(SHARE * found.error, min(found.noise, found.error / 3)), max(RESIDUE, found.noise))
     able = [item for item in found.tried if item.residual <= allowed]
-    if not able:
+    if not able or found.error <= NOISE:
         return replace(found, best=())
     least = min(item.rank for item in able)
     able = [item for item in able if item.rank == least]
     limit = max(3.0 * able[0].residual, min(found.noise, found.error / 3))
     tied = tuple(item for item in able if item.residual <= limit)
-    return replace(found, best=tied if len(tied) <= TIES else ())
+    return replace(found, best=tied if len(tied) <= TIES else (), limit=limit)
 
 
 def search_layouts(expected: Values, seen: Values, axes: tuple[str, ...], *, floor: float) -> Found:
@@ -130,7 +134,7 @@ def search_layouts(expected: Values, seen: Values, axes: tuple[str, ...], *, flo
     error = distance(seen, expected, None)
     with np.errstate(all="ignore"):
         tried = [
-            Tried(layout.name, layout.name, distance(seen, layout.values, layout.where), 2)
+            Tried(layout.name, layout.name, distance(seen, layout.values, layout.where), 2 + layout.fitted)
             for layout in layouts(expected, seen, axes)
         ]
     noise = max(NOISE, 2.0 * floor)
