@@ -132,11 +132,19 @@ def _notes(
 
 def _uncalibrated(rules: Rules, known: Sequence[str]) -> list[str]:
     """Taps that a calibration file names and no run has."""
-    lost = [tap for tap in rules.tolerance.floors if tap not in set(known)]
-    if not lost:
-        return []
-    shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
-    return [f"{rules.tolerance.source} holds noise floors of {len(lost)} taps that no run has: {shown}"]
+    floors, source = rules.tolerance.floors, rules.tolerance.source
+    lost = [tap for tap in floors if tap not in set(known)]
+    open_ = [tap for tap in known if tap not in floors and not rules.tolerance.overrides(tap)] if floors else []
+    found = [f"{source} holds noise floors of {_some(lost)} that no run has"] if lost else []
+    if open_:
+        found.append(f"{source} has no noise floor of {_some(open_)}: the bound of the number format decides")
+    return found
+
+
+def _some(taps: Sequence[str]) -> str:
+    """How many taps, and the first of them."""
+    shown = ", ".join(taps[:3]) + (", ..." if len(taps) > 3 else "")
+    return f"{len(taps)} tap{'s' if len(taps) > 1 else ''} ({shown})"
 
 
 def _left_out(known: Sequence[str], taps: Sequence[str], output: str) -> list[Finding]:

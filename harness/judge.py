@@ -265,3 +265,18 @@ def minimum_tolerance(metrics: Metrics) -> tuple[float, float]:
         return metrics.max_abs, 0.0
     rtol = _worst(metrics.joint.err_max, scale + metrics.joint.ref_bounds()[0]) * (1.0 + 1e-12)
     return rtol * scale, rtol
+
+
+def least_bound(metrics: Metrics) -> float:
+    """The least t for which |a - e| <= t + t * |e| is sure to hold everywhere; inf where none does.
+
+    Exact where the metrics were measured under a bound of atol = rtol.
+    """
+    if metrics.nan_mismatch or metrics.inf_mismatch:
+        return math.inf
+    found = [metrics.max_abs]
+    if metrics.joint.count.size:
+        found.append(_worst(metrics.joint.err_max, 1.0 + metrics.joint.ref_bounds()[0]))
+    if min(metrics.atol, metrics.rtol) > 0.0:
+        found.append(metrics.worst_ratio * max(metrics.atol, metrics.rtol))
+    return min(found) * (1.0 + 1e-12)

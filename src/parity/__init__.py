@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from .baselines import baseline_save as baseline_save
     from .bisecting import Bisection as Bisection
     from .bisecting import bisect as bisect
+    from .budgeting import budget as budget
+    from .calibrating import calibrate as calibrate
     from .capsules import capsule as capsule
     from .compiling import compile_order as compile_order
     from .driver import run as run
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from .harness.tracer import tap_modules as tap_modules
     from .harness.tracer import trace_tensor as trace_tensor
     from .importing import import_dump as import_dump
+    from .judging import judge as judge
     from .powering import power as power
     from .seaming import seams as seams
     from .selftesting import selftest as selftest
@@ -69,8 +72,11 @@ _NAMES = {
     "seams": ".seaming",
     "bisect": ".bisecting",
     "weights": ".weighing",
+    "budget": ".budgeting",
     "evaluate": ".evaluating",
     "compare_traces": ".stored",
+    "judge": ".judging",
+    "calibrate": ".calibrating",
     "audit": ".auditing",
     "power": ".powering",
     "baseline_check": ".baselines",

@@ -264,7 +264,8 @@ class _Driver:
 
     def _rules(self, reference: Run, candidate: Run, spec: Spec | None = None) -> Rules:
         """How a run is judged: the tolerance, with the noise floor where it decides."""
-        floors = self._floors(reference, candidate, spec) if self.tolerance.kind == "auto" else {}
+        measured = self.tolerance.kind == "auto" and not self.tolerance.floors
+        floors = self._floors(reference, candidate, spec) if measured else {}
         return rules_of(self.tolerance, floors, reference, candidate)
 
     def _floors(self, reference: Run, candidate: Run, spec: Spec | None) -> dict[str, Floor]:

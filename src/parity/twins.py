@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,38 +117,39 @@ def perturbed(case: Case | ModuleCase, epsilon: float, *, seed: int = 0) -> Case
     """
     draw = np.random.default_rng(seed)
     if isinstance(case, Case):
-        tables = _tables(case.model.build())
-        state = {
-            key: _moved(value, epsilon, draw) if key in tables else value for key, value in case.state.items()
-        }
-        return replace(case, state=state) if tables else None
-    tables = _tables(case.module)
+        groups = _tables(case.model.build())
+        moved = {group: _moved(case.state[group[0]], epsilon, draw) for group in groups}
+        state = {**case.state, **{key: table for group, table in moved.items() for key in group}}
+        return replace(case, state=state) if groups else None
+    groups = _tables(case.module)
     inputs = {name: _moved_array(value, epsilon, draw) for name, value in case.inputs.items()}
-    if not tables and all(inputs[name] is value for name, value in case.inputs.items()):
+    if not groups and all(inputs[name] is value for name, value in case.inputs.items()):
         return None
-    return replace(case, inputs=inputs, module=_with_moved(case.module, tables, epsilon, draw))
+    return replace(case, inputs=inputs, module=_with_moved(case.module, groups, epsilon, draw))
 
 
-def _tables(module: nn.Module) -> Mapping[str, Tensor]:
-    """Embedding tables by their key in the state."""
+def _tables(module: nn.Module) -> list[tuple[str, ...]]:
+    """Embedding tables, each by all its keys in the state: a head may be tied to it."""
     from torch import nn
 
-    found = {path: part for path, part in module.named_modules() if isinstance(part, nn.Embedding)}
-    return {f"{path}.weight".lstrip("."): part.weight for path, part in found.items()}
+    tables = {id(part.weight): part for part in module.modules() if isinstance(part, nn.Embedding)}
+    every = list(module.named_parameters(remove_duplicate=False))
+    return [tuple(key for key, value in every if id(value) == table) for table in tables]
 
 
 def _with_moved(
-    module: nn.Module, tables: Mapping[str, Tensor], epsilon: float, draw: np.random.Generator
+    module: nn.Module, tables: Sequence[tuple[str, ...]], epsilon: float, draw: np.random.Generator
 ) -> nn.Module:
     """A copy that shares all parameters but the embedding tables."""
     import torch
 
     if not tables:
         return module
-    own = {id(table) for table in tables.values()}
+    own = {id(module.get_parameter(group[0])) for group in tables}
     copied = copy.deepcopy(module, {id(p): p for p in module.parameters() if id(p) not in own})
     with torch.no_grad():
-        for table in _tables(copied).values():
+        for group in tables:
+            table = copied.get_parameter(group[0])
             table.copy_(_moved(table, epsilon, draw))
     return copied
 

@@ -12,6 +12,7 @@ import click
 COMMANDS = {
     "run": "run a reference and candidates, compare, judge, report",
     "bisect": "find the smallest set of parts that makes a candidate depart",
+    "budget": "share the error in the logits out over segments, plan mixed precision",
     "eval": "score reference and candidates over a text, side by side",
     "weights": "hold weights against the checkpoint by content, before anything runs",
     "record": "record one target into a trace file",
@@ -21,6 +22,8 @@ COMMANDS = {
     "baseline": "keep a result, say what got worse since",
     "capsule": "pack the guilty part into a folder that runs alone",
     "seams": "execute the same tokens in different ways, name the seam that departs",
+    "judge": "judge stored results with other tolerances, say the least that would pass",
+    "calibrate": "measure a case's noise floors into a file that is reviewed and committed",
     "report": "render a stored result again",
     "trace": "look into trace files",
     "targets": "list the ways of executing a case",
