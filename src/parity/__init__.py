@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from .harness.tracer import trace_tensor as trace_tensor
     from .importing import import_dump as import_dump
     from .judging import judge as judge
+    from .invariance import invariants as invariants
     from .powering import power as power
     from .seaming import seams as seams
     from .selftesting import selftest as selftest
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "run": ".driver",
     "seams": ".seaming",
+    "invariants": ".invariance",
     "bisect": ".bisecting",
     "weights": ".weighing",
     "budget": ".budgeting",

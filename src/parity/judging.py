@@ -30,7 +30,7 @@ from .provenance import isolated_of, side_of
 from .recorder import FLOOR, ISOLATED, stored
 
 #: Profiles from the tightest, of which the first that passes is named.
-ORDER = ("exact", "fp64", "fp32", "fp16", "bf16", "fp8")
+ORDER = ("exact", "fp32", "fp16", "bf16", "fp8")
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,8 @@ def test_inputs_move_by_at_most_an_epsilon_and_weights_stay(dtype: str) -> None:
     moved = perturbed(case, epsilon)
     assert isinstance(moved, Case)
     changed = {key for key in case.state if not torch.equal(case.state[key], moved.state[key])}
-    tables = {
-        f"{name}.weight" for name, m in case.model.build().named_modules() if isinstance(m, nn.Embedding)
-    }
-    assert changed <= tables
-    if dtype != "float64":
-        assert changed == tables
+    tied = {"embedding.word_embeddings.weight", "lm_head.lm_head.weight"}
+    assert changed == (set() if dtype == "float64" else tied), "a tied head overwrites what is loaded before"
     for key in changed:
         before = case.state[key].double()
         step = epsilon + 2.0**-24
