@@ -7,7 +7,7 @@ carries on: what comes after it in the same part may be wrong only because of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,12 +21,14 @@ HANDED, EXPECTED = ":in", "@reference"
 class Isolation:
     """`kind` is `taps`, `segments` or `modules`, empty where nothing was isolated.
 
-    `unpinned`: tap -> why its error carries on; `refused`: tap -> why it has no local error.
+    `unpinned`: tap -> why its error carries on; `refused`: tap -> why it has no local error. `shared`: tap ->
+    earlier ones beside or inside it that are made of a value which no tap stands for: one fault shows in all.
     """
 
     kind: str = ""
     unpinned: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def carries(self, tap: str) -> bool:
         """Whether the error of a tap may be found again in what comes after it."""
@@ -40,6 +42,11 @@ class Isolation:
 def isolation_of(provenance: Mapping[str, Any]) -> Isolation:
     """What an isolated run says of itself; runs of older versions fed segments and pinned nothing."""
     return Isolation(**provenance.get("isolation", {"kind": SEGMENTS}))
+
+
+def related(tap: str, earlier: str) -> bool:
+    """Whether two taps lie beside each other, or the earlier one inside the other."""
+    return earlier.startswith(f"{tap}.") or tap.rpartition(".")[0] == earlier.rpartition(".")[0]
 
 
 def handed_tap(tap: str) -> str:

@@ -66,7 +66,7 @@ class _Found:
         """Look at the next record."""
         own = row.local_ratio is not None and row.local_ratio > 1.0
         part = row.segment or row.tap
-        if own and part not in self.carrying:
+        if own and part not in self.carrying and not self._shown(row.tap):
             carries = row.segment == CACHE or self.isolation.carries(row.tap)
             born = Culprit(row.tap, row.step, row.segment or "", _born(row, carries), row.local_ratio)
             if carries and is_output(row.tap):
@@ -80,6 +80,10 @@ class _Found:
                 found = Culprit(row.tap, row.step, row.segment or "", _undecided(row), row.ratio)
                 self.culprits[row.tap] = found
         self.failed = self.failed or row.failing or own
+
+    def _shown(self, tap: str) -> bool:
+        """Whether a culprit is made of the same values between taps."""
+        return any(earlier in self.culprits for earlier in self.isolation.shared.get(tap, ()))
 
     def handed(self, row: Row) -> None:
         """Look at what a module was handed, before its own records."""

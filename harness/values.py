@@ -155,6 +155,7 @@ class Values:
         self._rows: dict[str, TapRows] = {}
         self._steps: dict[str, dict[int, list[Record]]] = {}
         self._newest: dict[str, tuple[int, TapRows]] = {}
+        self._calls: dict[tuple[str, int], Record] | None = None
 
     def rows(self, tap: str) -> TapRows:
         """The rows of one tap; a cache tap is read from its source, which has every row exactly once."""
@@ -233,6 +234,20 @@ class Values:
             return _filled(self.rows(tap), step, positions, template)
         except InconclusiveError:
             return None
+
+    def named(self, tap: str, call: int, template: np.ndarray) -> np.ndarray | None:
+        """What the run held for one call of a tap, by any name that it has, in the template's number format.
+
+        None where it held nothing of that shape.
+        """
+        if self._calls is None:
+            self._calls = {}
+            for record in self.run.records():
+                aliases = record.meta.get("alias", {})
+                for name, number in {record.tap: record.call, **aliases}.items():
+                    self._calls[name, number] = record
+        found = self._calls.get((tap, call))
+        return None if found is None else _as(found.read(), template)
 
     def tokens(self, step: int) -> np.ndarray | None:
         """Token ids `[B, T]` that the run was fed at a step; None if it recorded none."""

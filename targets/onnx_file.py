@@ -17,8 +17,10 @@ from parity.harness.mapping import TapMap
 from parity.harness.module_isolate import tensors_of
 from parity.harness.module_session import prepared, tensors
 from parity.harness.target import Facts, Unobserved
+from parity.harness.values import Values
 
 from .module_export import Flat
+from .onnx.pinned import PinnedGraph
 from .onnx.runtime import Runtime
 from .onnx_module import Graph, OnnxModuleSession, arrays, plain, shown_eagerly
 from .onnx_scopes import Leaving, Output, Scopes, Wanted, pair
@@ -28,7 +30,12 @@ LARGEST = 2**31 - 1
 
 
 def file_session(
-    case: ModuleCase, path: Path, runtime: Runtime, folder: Path, mapping: TapMap
+    case: ModuleCase,
+    path: Path,
+    runtime: Runtime,
+    folder: Path,
+    mapping: TapMap,
+    reference: Values | None = None,
 ) -> OnnxModuleSession:
     """Run the file as it is; a copy of it shows the values that its own metadata ties to modules."""
     model = read_model(path)
@@ -56,7 +63,8 @@ def file_session(
         unobserved=tuple(Unobserved(tap, reason) for tap, reason in hidden.items()),
         details={**runtime.facts(), "file": path.name, "pairing": "module scopes in the file's metadata"},
     )
-    return OnnxModuleSession(clean, tapped, feed, outputs, tuple(paired), facts, folder)
+    pinned = PinnedGraph(runtime, folder / "tapped.onnx", "onnx")
+    return OnnxModuleSession(clean, tapped, feed, outputs, tuple(paired), facts, folder, pinned, reference)
 
 
 def _pairs(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -16,22 +17,25 @@ from torch import Tensor
 from parity.harness.arrays import to_array
 from parity.harness.case import ModuleCase
 from parity.harness.errors import CandidateError, UserError
+from parity.harness.isolation import TAPS, Isolation
 from parity.harness.module_session import dtype_of, prepared, tensors
 from parity.harness.observer import observer_effect
 from parity.harness.progress import Progress
 from parity.harness.target import Facts, Options, Unobserved
+from parity.harness.tracer import recording, trace_tensor
 from parity.harness.tracer import step as mark_step
-from parity.harness.tracer import trace_tensor
 
 from .module_export import Flat, export
 from .onnx.export import check_opset
 from .onnx.graph_model import OnnxGraph
 from .onnx.graph_session import GraphSession, graph_session
+from .onnx.pinned import PinnedGraph, gap, shared_taps
 from .onnx.runtime import Runtime
 from .onnx.target import parse_arg
 
 if TYPE_CHECKING:
     from parity.harness.case import Step
+    from parity.harness.tracer import Sink
     from parity.harness.values import Values
 
 DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16"}
@@ -70,6 +74,10 @@ class OnnxModuleSession:
     taps: tuple[tuple[str, str], ...]
     facts: Facts
     folder: Path | None = None
+    pinned: PinnedGraph | None = None
+    reference: Values | None = None
+    isolated_sink: Sink | None = None
+    isolation: Isolation = field(default_factory=Isolation)
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -90,7 +98,44 @@ class OnnxModuleSession:
         self.facts = replace(
             self.facts, details={**details, "warnings": [effect.text]} if effect.grave else details
         )
+        if self.isolated_sink is not None and self.pinned is not None and self.reference is not None:
+            with recording(self.isolated_sink), mark_step(step.index):
+                self._isolate(self.pinned, self.reference, official, again)
         return None
+
+    def _isolate(
+        self,
+        graph: PinnedGraph,
+        reference: Values,
+        official: Mapping[str, np.ndarray],
+        again: Sequence[np.ndarray],
+    ) -> None:
+        """Once more, every value made of the reference's; to outputs is added what the clean graph does
+        otherwise."""
+        returned = list(zip(self.outputs, self.tapped.outputs, again, strict=False))
+        inner = [
+            (tap, out, array) for (tap, out), array in zip(self.taps, again[len(returned) :], strict=True)
+        ]
+        calls, wanted = Counter[str](), dict[str, np.ndarray | None]()
+        for tap, out, array in (*inner, *returned):
+            wanted[out] = reference.named(tap, calls[tap], array)
+            calls[tap] += 1
+        try:
+            found = graph.run(self.feed, wanted)
+        except CandidateError as error:
+            why = f"the graph cannot be cut ({error})"
+            self.isolation = Isolation(refused=dict.fromkeys([*self.outputs, *calls], why))
+            return
+        loose = {tap: "the reference holds no such value" for tap, out, _ in inner if wanted[out] is None}
+        for tap, out, _ in inner:
+            trace_tensor(tap, found[out])
+        for tap, out, looked in returned:
+            other = gap(official[tap], looked)
+            trace_tensor(tap, found[out] if other is None else found[out] + other)
+            if other is not None:
+                loose[tap] = "the graph without taps computes it otherwise"
+        taps = {out: tap for tap, out, _ in (*inner, *returned)}
+        self.isolation = Isolation(TAPS, loose, shared=shared_taps(graph, taps))
 
     def close(self) -> None:
         """Remove the graphs that were written for this session."""
@@ -145,15 +190,20 @@ class OnnxModuleTarget:
             if asked.path is not None:
                 from .onnx_file import file_session
 
-                return file_session(case, asked.path, runtime, folder, options.mapping)
-            return _exported(case, options, runtime, folder, progress)
+                return file_session(case, asked.path, runtime, folder, options.mapping, reference)
+            return _exported(case, options, runtime, folder, progress, reference)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
 def _exported(
-    case: ModuleCase, options: Options, runtime: Runtime, folder: Path, progress: Progress
+    case: ModuleCase,
+    options: Options,
+    runtime: Runtime,
+    folder: Path,
+    progress: Progress,
+    reference: Values | None,
 ) -> OnnxModuleSession:
     dtype = _wanted_dtype(options)
     module, said = prepared(case.module, dtype=dtype, device="cpu")
@@ -190,6 +240,8 @@ def _exported(
         tuple((plain(tap), output) for tap, output in taps),
         facts,
         folder,
+        PinnedGraph(runtime, builds.tapped, "onnx"),
+        reference,
     )
 
 

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from parity.harness.case import Case, Port, Segment, Wiring
-from parity.harness.errors import UserError, did_you_mean
-from parity.harness.segmented import FAR, Recorded
+from parity.harness.errors import CandidateError, UserError, did_you_mean
+from parity.harness.segmented import FAR, Recorded, Right
 from parity.harness.target import Facts, Options, Session, Unobserved
 from parity.harness.values import Values
 
 from . import shipped_rope
 from .foreign import Foreign
 from .lone import lone_session
+from .pinned import PinnedGraph
 from .pins import Pin
 from .runtime import Runtime
 from .session import CachePlan, assemble, plan_cache
@@ -215,6 +216,10 @@ class FileExecutor:
         self._names = names
         self._rank = {tap: at for at, tap in enumerate(self._axes)}
         self._graphs = {name: file.graph(runtime) for name, file in files.items()}
+        self.unpinned: dict[str, str] = {}
+        self._files, self._runtime = files, runtime
+        self._pinned: dict[str, PinnedGraph] = {}
+        self._last: dict[str, Sequence[Recorded]] = {}
 
     def call(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Sequence[Recorded]:
         """Outputs, and inner taps where the file has them."""
@@ -223,8 +228,29 @@ class FileExecutor:
         wanted = {**names.outputs, **names.inner}
         arrays = self._graphs[segment].run(feed, list(wanted.values()))
         shown = [Recorded(tap, array, self._axes[tap]) for tap, array in zip(wanted, arrays, strict=True)]
-        return sorted(shown, key=lambda item: self._rank[item.tap])
+        self._last[segment] = sorted(shown, key=lambda item: self._rank[item.tap])
+        return self._last[segment]
+
+    def pinned(self, segment: str, inputs: Mapping[str, np.ndarray], right: Right) -> Sequence[Recorded]:
+        """The same, each made of the reference's values; see `PinnedGraph`."""
+        names = self._names[segment]
+        feed = {graph_name: inputs[port] for port, graph_name in names.inputs.items()}
+        called = {**names.outputs, **names.inner}
+        if segment not in self._pinned:
+            self._pinned[segment] = PinnedGraph(self._runtime, self._files[segment].path, segment)
+        wanted = {called[item.tap]: right(item) for item in self._last[segment]}
+        try:
+            found = self._pinned[segment].run(feed, wanted)
+        except CandidateError as error:
+            self.unpinned |= dict.fromkeys(
+                (item.tap for item in self._last[segment]), f"the graph cannot be cut at it ({error})"
+            )
+            return self.call(segment, inputs)
+        lacking = [item.tap for item in self._last[segment] if wanted[called[item.tap]] is None]
+        self.unpinned |= dict.fromkeys(lacking, "the reference holds no such value")
+        return [Recorded(item.tap, found[called[item.tap]], item.axes) for item in self._last[segment]]
 
     def close(self) -> None:
         """Free the sessions."""
         self._graphs.clear()
+        self._pinned.clear()

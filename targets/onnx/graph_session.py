@@ -17,8 +17,9 @@ from parity.harness.tracer import trace_tensor
 from parity.harness.values import Values
 
 from .build import Build
+from .executor import OnnxExecutor
 from .graph_model import OnnxGraph, shape_of, with_values
-from .runtime import OnnxExecutor, Runtime
+from .runtime import Runtime
 
 #: The one segment that a whole graph is.
 WHOLE = "net"

@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from parity.harness.case import Segment
 from parity.harness.errors import CandidateError, UserError, did_you_mean
-from parity.harness.segmented import Recorded
 
-from .build import Build
 from .pins import Pin
 
 LEVELS = {
@@ -54,8 +51,9 @@ class Runtime:
         if provider not in onnxruntime.get_available_providers():
             raise UserError(f"device={self.device!r}: this ONNX Runtime has no {provider}; use cpu")
 
-    def session(self, graph: Path, where: str) -> onnxruntime.InferenceSession:
+    def session(self, graph: Path | bytes, where: str) -> onnxruntime.InferenceSession:
         """Load a graph; CandidateError in ONNX Runtime's words where it refuses."""
+        name, source = (graph.name, str(graph)) if isinstance(graph, Path) else ("a graph", graph)
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = LEVELS[self.level]
         options.log_severity_level = ERRORS_ONLY
@@ -65,9 +63,9 @@ class Runtime:
             options.intra_op_num_threads = self.threads
         providers = list(dict.fromkeys((PROVIDERS[self.device], PROVIDERS["cpu"])))
         try:
-            return onnxruntime.InferenceSession(str(graph), options, providers=providers)
+            return onnxruntime.InferenceSession(source, options, providers=providers)
         except Exception as error:  # its exceptions share no base class
-            raise CandidateError(f"{where}: ONNX Runtime cannot load {graph.name}: {_line(error)}") from error
+            raise CandidateError(f"{where}: ONNX Runtime cannot load {name}: {_line(error)}") from error
 
     def facts(self) -> dict[str, Any]:
         """What a report says of the sessions."""
@@ -82,7 +80,7 @@ class Runtime:
 class Graph:
     """One loaded graph."""
 
-    def __init__(self, runtime: Runtime, path: Path, where: str) -> None:
+    def __init__(self, runtime: Runtime, path: Path | bytes, where: str) -> None:
         self._where = where
         self._session = runtime.session(path, where)
         self.inputs = {pin.name: pin for pin in map(_pin, self._session.get_inputs())}
@@ -125,43 +123,6 @@ class Observer:
         seen["max_abs"] = max(seen["max_abs"], float(gap.max(initial=0.0)))
         if not np.array_equal(np.isfinite(clean), np.isfinite(tapped)):
             seen["nonfinite"] = True
-
-
-class OnnxExecutor:
-    """Segments as clean and tapped sessions.
-
-    The clean build's outputs flow on; the tapped build, run on the same inputs, adds the inner taps.
-    `order` are tap names in execution order.
-    """
-
-    def __init__(
-        self, segments: Sequence[Segment], builds: Mapping[str, Build], runtime: Runtime, order: Sequence[str]
-    ) -> None:
-        self._segments = {segment.name: segment for segment in segments}
-        self._axes = {name: made.axes for name, made in builds.items()}
-        self._rank = {tap: at for at, tap in enumerate(order)}
-        self._clean = {name: Graph(runtime, made.clean, name) for name, made in builds.items()}
-        self._tapped = {name: Graph(runtime, made.tapped, f"{name} tapped") for name, made in builds.items()}
-        self.observer = Observer()
-
-    def call(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Sequence[Recorded]:
-        """Outputs of the clean build and inner taps, in execution order."""
-        ports = self._segments[segment].outputs
-        names = [port.value for port in ports]
-        axes = self._axes[segment]
-        official = self._clean[segment].run(inputs, names)
-        again = self._tapped[segment].run(inputs, [*names, *axes])
-        for name, clean, tapped in zip(names, official, again, strict=False):
-            self.observer.note(name, clean, tapped)
-        shown = [Recorded(port.value, array, port.axes) for port, array in zip(ports, official, strict=True)]
-        inner = zip(axes.items(), again[len(names) :], strict=True)
-        shown += [Recorded(name.partition("#")[0], array, letters) for (name, letters), array in inner]
-        return sorted(shown, key=lambda item: self._rank.get(item.tap, len(self._rank)))
-
-    def close(self) -> None:
-        """Free the sessions."""
-        self._clean.clear()
-        self._tapped.clear()
 
 
 def _pin(value: Any) -> Pin:

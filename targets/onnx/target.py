@@ -13,14 +13,15 @@ from torch import nn
 from parity.harness.case import Case, Wiring
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.progress import Progress
-from parity.harness.segmented import FAR, Recorded
+from parity.harness.segmented import FAR, Recorded, Right
 from parity.harness.target import Facts, Options, Session
 from parity.harness.values import Values
 
 from ..torch_segments import TorchExecutor
 from .build import Recipe, build, choose_segments
+from .executor import OnnxExecutor
 from .export import check_opset
-from .runtime import OnnxExecutor, Runtime
+from .runtime import Runtime
 from .session import assemble, plan_cache
 
 WORDS = ("masked", "whole", "opt=LEVEL", "PATH")
@@ -156,6 +157,19 @@ class Mixed:
     def call(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Sequence[Recorded]:
         """Hand the segment to whom it belongs."""
         return (self.onnx if segment in self.chosen else self.torch).call(segment, inputs)
+
+    def parcel(self, segment: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, bytes]:
+        """From whom it belongs to."""
+        return (self.onnx if segment in self.chosen else self.torch).parcel(segment, inputs)
+
+    @property
+    def unpinned(self) -> Mapping[str, str]:
+        """Of both."""
+        return {**self.torch.unpinned, **self.onnx.unpinned}
+
+    def pinned(self, segment: str, inputs: Mapping[str, np.ndarray], right: Right) -> Sequence[Recorded]:
+        """The same on the reference's values."""
+        return (self.onnx if segment in self.chosen else self.torch).pinned(segment, inputs, right)
 
     def close(self) -> None:
         """Free both."""

@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from parity.harness import cache as bookkeeping
 from parity.harness.case import Case, Port, Segment, Step
 from parity.harness.errors import UserError
+from parity.harness.isolation import TAPS, Isolation
 from parity.harness.progress import Progress
-from parity.harness.segmented import HIDDEN, Executor, Recorded, Rope, last_real
+from parity.harness.segmented import HIDDEN, Executor, Pinning, Recorded, Rope, last_real
 from parity.harness.target import Facts, Options, Session
+from parity.harness.tracer import Recorder, Sink, recording, trace_tensor
 from parity.harness.tracer import step as mark_step
-from parity.harness.tracer import trace_tensor
 from parity.harness.values import Values, token_axis
 
 from ..torch_segments import RopeTable
 from .build import Recipe, build
+from .executor import OnnxExecutor
 from .observe import examples, observe
-from .runtime import OnnxExecutor, Runtime
+from .runtime import Runtime
 
 NAME = "whole"
 #: Tokens of the example that the graph is exported with; T itself stays open.
@@ -67,6 +69,7 @@ class WholeSession:
     facts: Facts
     fixed: int | None = None
     _history: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    _last: tuple[dict[str, np.ndarray], np.ndarray] = field(init=False)
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -76,12 +79,23 @@ class WholeSession:
             self._history.clear()
         self._history.append((tokens, positions))
         ids, held = (np.concatenate(part, axis=1) for part in zip(*self._history, strict=True))
-        shown = [_cut(item, ids.shape[1]) for item in self.executor.call(NAME, self._feed(ids, held))]
+        self._last = self._feed(ids, held), held
+        shown = [_cut(item, ids.shape[1]) for item in self.executor.call(NAME, self._last[0])]
         for item in shown:
             self._record(item, step.index, positions, held)
         output = self.segment.outputs[0].value
         logits = next(item.array for item in shown if item.tap == output)
         return last_real(logits[:, -tokens.shape[1] :], positions)
+
+    def isolate(self, executor: Pinning, step: Step, positions: np.ndarray, reference: Values) -> None:
+        """The step that was executed last once more, every value made of the reference's."""
+        feed, held = self._last
+
+        def right(item: Recorded) -> np.ndarray | None:
+            return reference.beside(item.tap, step.index, held, item.array, item.axes)
+
+        for item in executor.pinned(NAME, feed, right):
+            self._record(item, step.index, positions, held)
 
     def _record(self, item: Recorded, step: int, positions: np.ndarray, held: np.ndarray) -> None:
         """The rows of the new tokens; of a cache all rows, as all of them may be attended to."""
@@ -113,6 +127,37 @@ class WholeSession:
     def close(self) -> None:
         """Free the graph."""
         self.executor.close()
+
+
+@dataclass
+class PinnedWhole:
+    """The same session, which also tells the errors of all values apart: see `pinned`."""
+
+    inner: WholeSession
+    executor: Pinning
+    facts: Facts
+    isolated_sink: Sink | None = None
+    _recorder: Recorder | None = None
+
+    @property
+    def isolation(self) -> Isolation:
+        """How finely local errors are separated."""
+        return Isolation(TAPS, dict(self.executor.unpinned))
+
+    def step(
+        self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
+    ) -> np.ndarray | None:
+        """Execute one step; see `Session`."""
+        logits = self.inner.step(step, tokens, positions, None)
+        if isolate is not None and self.isolated_sink is not None:
+            self._recorder = self._recorder or Recorder(self.isolated_sink)
+            with recording(self._recorder):
+                self.inner.isolate(self.executor, step, positions, isolate)
+        return logits
+
+    def close(self) -> None:
+        """Free the graph."""
+        self.inner.close()
 
 
 def _cut(item: Recorded, width: int) -> Recorded:
@@ -147,12 +192,13 @@ def whole_session(case: Case, runtime: Runtime, options: Options, cache: Path, p
             "exporter": options.exporter,
             "opset": made.opset,
             "masked": True,
-            "isolation": ISOLATION,
             "exporter_notes": list(made.notes),
             "observer_effect": executor.observer.effect,
         },
     )
-    return WholeSession(executor, segment, RopeTable(case, torch.float32), case.scenario.policy.window, facts)
+    window = case.scenario.policy.window
+    inner = WholeSession(executor, segment, RopeTable(case, torch.float32), window, facts)
+    return PinnedWhole(inner, executor, facts)
 
 
 def _eager(case: Case) -> Whole:

@@ -18,7 +18,8 @@ from parity.harness.target import Options
 from parity.harness.values import Values
 
 from ..onnx.build import choose_segments
-from ..onnx.runtime import OnnxExecutor, Runtime
+from ..onnx.executor import OnnxExecutor
+from ..onnx.runtime import Runtime
 from ..onnx.session import CachePlan
 from .asked import Asked
 from .calibrating import Inputs, calibration_tables, segment_inputs
