@@ -6,13 +6,13 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .align import matches
 from .comparison import Comparison, Finding, Row, Side
 from .errors import did_you_mean
 from .explaining import causes_of
-from .facing import facing
+from .facing import faced
 from .handed_rows import handed_rows, without_handed
 from .locate import coverage_of, culprits_of, first_of
 from .noise import floors_from as floors_from
@@ -50,10 +50,7 @@ def compare_runs(
     UserError when the runs differ in weights, scenario or cache policy and `force` is not given.
     """
     findings = refuse_unlike(reference, candidate, force=force)
-    if any(tap.startswith((".", "module:")) for tap in (*reference.taps, *candidate.taps)):
-        if isolated is not None:
-            isolated = cast("Run", facing(reference, isolated)[1])
-        reference, candidate = cast("tuple[Run, Run]", facing(reference, candidate))
+    reference, candidate, isolated = faced(reference, candidate, isolated)
     reference, candidate = alike(reference, candidate)
     candidate = without_handed(candidate)
     maker = RowMaker(reference, candidate, isolated, rules, mapping)
@@ -131,10 +128,10 @@ def _notes(
 
 
 def _uncalibrated(rules: Rules, known: Sequence[str]) -> list[str]:
-    """Taps that a calibration file names and no run has."""
+    """Taps that a calibration file names and no run has, and those that it leaves out."""
     floors, source = rules.tolerance.floors, rules.tolerance.source
     lost = [tap for tap in floors if tap not in set(known)]
-    open_ = [tap for tap in known if tap not in floors and not rules.tolerance.overrides(tap)] if floors else []
+    open_ = [tap for tap in known if floors and tap not in floors and not rules.tolerance.overrides(tap)]
     found = [f"{source} holds noise floors of {_some(lost)} that no run has"] if lost else []
     if open_:
         found.append(f"{source} has no noise floor of {_some(open_)}: the bound of the number format decides")

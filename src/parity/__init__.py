@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .driver import run as run
     from .evaluating import Evaluations as Evaluations
     from .evaluating import evaluate as evaluate
+    from .explaining import explain as explain
     from .harness.comparison import Comparison as Comparison
     from .harness.comparison import Result as Result
     from .harness.errors import CandidateError as CandidateError
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
     from .harness.tracer import tap_modules as tap_modules
     from .harness.tracer import trace_tensor as trace_tensor
     from .importing import import_dump as import_dump
-    from .judging import judge as judge
     from .invariance import invariants as invariants
+    from .judging import judge as judge
     from .powering import power as power
     from .seaming import seams as seams
     from .selftesting import selftest as selftest
@@ -76,6 +77,7 @@ _NAMES = {
     "weights": ".weighing",
     "budget": ".budgeting",
     "evaluate": ".evaluating",
+    "explain": ".explaining",
     "compare_traces": ".stored",
     "judge": ".judging",
     "calibrate": ".calibrating",

@@ -62,9 +62,8 @@ def _header(case: Any, dtype: str) -> dict[str, Any]:
     import torch
 
     known = case_provenance(case)
-    about = {
-        key: str(known[key]) for key in ("model", "weights", "scenario_digest", "policy") if key in known
-    }
+    keys = ("model", "weights", "scenario_digest", "policy")
+    about: dict[str, Any] = {key: str(known[key]) for key in keys if key in known}
     if "scenario" in known:
         about["scenario"] = str(known["scenario"]["name"])
     return {**about, "formats": [dtype], "torch": torch.__version__}

@@ -21,7 +21,7 @@ from parity.harness.locate import coverage_of, culprits_of, first_of
 from parity.harness.mapping import load_map
 from parity.harness.progress import Progress, Silent
 from parity.harness.rules import Rules
-from parity.harness.tolerance import AUTO, PROFILES, Bound, Tolerance, load_tolerance
+from parity.harness.tolerance import AUTO, PROFILES, Tolerance, load_tolerance
 from parity.harness.trace import Run
 
 from .finished import Finished, candidates, open_result
@@ -241,14 +241,11 @@ def _passes(comparison: Comparison, profile: str) -> bool:
     rest = (row for row in comparison.records if row.status not in ("pass", "fail"))
     if any(row.failing for row in rest):
         return False
-    return all(_within(row, tolerance.bound(row.tap, row.expected_dtype, row.dtype)) for row in judged)
-
-
-def _within(row: Row, bound: Bound) -> bool:
-    assert row.metrics is not None
-    if min(bound.atol, bound.rtol) >= least_bound(row.metrics):
-        return True
-    return judge_bound(row.metrics, bound).passed
+    return all(
+        row.metrics is not None
+        and judge_bound(row.metrics, tolerance.bound(row.tap, row.expected_dtype, row.dtype)).passed
+        for row in judged
+    )
 
 
 def _plain(value: float) -> float | str:
