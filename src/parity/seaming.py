@@ -13,9 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from parity.harness.case import Case, Scenario, Step, plan
-from parity.harness.errors import CandidateError, InconclusiveError, ParityError, UserError, did_you_mean
+from parity.harness.errors import CandidateError, InconclusiveError, UserError, did_you_mean
 from parity.harness.progress import Progress, Silent
-from parity.harness.replay import replay
 from parity.harness.rows import Rules
 from parity.harness.seams.held import hold, sources_of
 from parity.harness.seams.report import SeamReport, SeamsResult, WayResult
@@ -27,9 +26,10 @@ from parity.harness.trace import Run
 from parity.harness.tracer.memory import MemoryRun
 from parity.harness.values import Values
 
-from .cases import build_case, case_provenance
+from .cases import build_case
 from .floors import noise_floor, rules_of
 from .recorder import Job, check_spec, prepared
+from .rehearsing import rehearse_session
 from .request import Request
 
 DEFAULT_CANDIDATES = ("segmented", "segmented:grow", "onnx")
@@ -147,43 +147,26 @@ class _Seams:
         case = replace(self.case, scenario=way.scenario)
         ids = _tokens(way, self.case.scenario)
         reference = Values(plain, derived=self.sources) if plain is not None else None
-        with closing(self._session(spec, case, way, reference)) as session:
+        job = self._job(spec, case, reference if way.kind == "prefilled" else None)
+        with closing(self._session(job, way, reference)) as session:
             if session.facts.single and way.same_calls:
                 raise InconclusiveError(SAME)
-            run = MemoryRun(
-                spec.label,
-                target=spec.text,
-                provenance={**case_provenance(case), "dtype": session.facts.dtype},
-                complete=True,
-            )
-            try:
-                replay(
-                    session, way.scenario, sink=run, progress=Silent(), title=way.name, reference=Values(ids)
-                )
-            except (ParityError, KeyboardInterrupt):
-                raise
-            except Exception as error:
-                raise CandidateError(f"{spec.text}: failed while running: {error}") from error
-            return cast("Run", run), session.facts
+            return rehearse_session(session, job, forced=Values(ids)), session.facts
 
-    def _session(self, spec: Spec, case: Case, way: Way, reference: Values | None) -> Session:
+    def _job(self, spec: Spec, case: Case, reference: Values | None) -> Job:
         from parity.harness.folders import cache_folder
 
-        job = Job(
-            spec,
-            case,
-            self.request.options,
-            self.folder / "none.h5",
-            cache_folder() / "work",
-            reference=reference if way.kind == "prefilled" else None,
-        )
+        work = cache_folder() / "work"
+        return Job(spec, case, self.request.options, self.folder / "none.h5", work, reference=reference)
+
+    def _session(self, job: Job, way: Way, reference: Values | None) -> Session:
         session = prepared(job, self.progress)
         if way.kind not in ("restored", "prefilled"):
             return session
         if not isinstance(session, SegmentedSession) or session.repeat:
             session.close()
             raise InconclusiveError(
-                f"{spec.text} keeps no cache outside its graphs that could be handed over"
+                f"{job.spec.text} keeps no cache outside its graphs that could be handed over"
             )
         if way.kind == "restored":
             first = cast("SegmentedSession", prepared(job, self.progress))
