@@ -53,6 +53,14 @@ def facing(reference: Any, candidate: Any) -> tuple[View, View]:
     return View(reference, actual), View(candidate, expected)
 
 
+def faced(reference: Any, candidate: Any, isolated: Any | None) -> tuple[Any, Any, Any | None]:
+    """As `facing`, with the candidate's isolated replay; runs whose names are plain stay as they are."""
+    if not any(tap.startswith((".", "module:")) for tap in (*reference.taps, *candidate.taps)):
+        return reference, candidate, isolated
+    alone = None if isolated is None else facing(reference, isolated)[1]
+    return *facing(reference, candidate), alone
+
+
 def _names(run: Any) -> frozenset[str]:
     """Every name that a record of the run answers to."""
     names = set()

@@ -8,3 +8,4 @@ from .catalogue import CATALOGUE as CATALOGUE
 from .causes import Explanation as Explanation
 from .causes import causes_of as causes_of
 from .causes import explanations as explanations
+from .causes import told as told

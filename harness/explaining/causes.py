@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..comparison import Cause, Comparison, Culprit, Row
+from ..sketch import capture_of
 from .catalogue import CATALOGUE
 from .gather import Evidence, Facing
 from .nearby import op_of
@@ -62,7 +63,12 @@ def explanations(
     isolated: Run | None,
     weights: Weights | None = None,
 ) -> Iterator[Explanation]:
-    """One per culprit, in execution order; `weights` is the case's state by key, where it is at hand."""
+    """One per culprit, in execution order; `weights` is the case's state by key, where it is at hand.
+
+    Sketches are not explained: they hold no values.
+    """
+    if any(capture_of(run) is not None for run in (reference, candidate)):
+        return
     evidence = Evidence(reference, candidate, isolated, weights)
     for culprit in comparison.culprits:
         yield _Case(evidence, comparison, culprit).explained()

@@ -25,6 +25,7 @@ COMMANDS = {
     "judge": "judge stored results with other tolerances, say the least that would pass",
     "calibrate": "measure a case's noise floors into a file that is reviewed and committed",
     "invariants": "check what must hold of a target without any reference",
+    "explain": "say which known mistake reproduces what a candidate did",
     "report": "render a stored result again",
     "trace": "look into trace files",
     "targets": "list the ways of executing a case",
