@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .inputs import arguments
-from .isolation import EXPECTED, TAPS, Isolation
+from .isolation import EXPECTED, HANDED, TAPS, Isolation
 from .module_calls import Call, Captured, Given, capture, given_to, rebuilt
 from .module_isolate import tensors_of
 from .outputs import named_outputs
@@ -40,11 +40,13 @@ class PinnedModules:
     names: Mapping[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unpinned: dict[str, str] = field(default_factory=dict)
+    shared: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def isolation(self) -> Isolation:
         """What was separated."""
-        return Isolation(TAPS, self.unpinned, {f"module:{path}": why for path, why in self.refused.items()})
+        refused = {f"module:{path}": why for path, why in self.refused.items()}
+        return Isolation(TAPS, self.unpinned, refused, self.shared)
 
     def run(
         self, inputs: Mapping[str, Any], own: Mapping[str, Any], sink: Sink, step: int, seed: int = 0
@@ -70,6 +72,7 @@ class _Running:
     counts: Counter[str] = field(default_factory=Counter)
     loose: set[str] = field(default_factory=set)
     convicted: list[Tensor] = field(default_factory=list)
+    between: dict[str, list[str]] = field(default_factory=dict)
     replaced: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def run(self, own: Mapping[str, Any]) -> None:
@@ -133,7 +136,8 @@ class _Running:
             self.known.add(own.tensor)
             return own.tensor
         if not self.loose and not any(_same(own.tensor, other) for other in self.convicted):
-            tap = f"module:{path}:in{want.suffix}"
+            tap = f"module:{path}{HANDED}{want.suffix}"
+            self.between.setdefault(path.rpartition(".")[0], []).append(f"module:{path}{HANDED}")
             self.sink.record(tap, own.tensor, step=self.step, call=number)
             self.sink.record(tap + EXPECTED, right, step=self.step, call=number)
         self.convicted.append(own.tensor)
@@ -146,9 +150,13 @@ class _Running:
         """Record what the module made, and return what it should have made."""
         new: dict[int, Tensor] = {}
         matched, inside = False, {other for other in self.loose if other.startswith(f"{path}.")}
+        first = ""
         for suffix, own in tensors_of(output):
             tap = f"module:{path}{suffix}"
             self.sink.record(tap, own, step=self.step, call=number)
+            if first:  # what a module returns besides shows the same fault, as no module stands behind it
+                self.pairing.shared[tap] = [first, *self.between.get(path, ())]
+            first = first or tap
             want = right.returned.get(suffix)
             if want is None or not _comparable(own, want):
                 self.pairing.unpinned[tap] = "the reference returns no such value"
