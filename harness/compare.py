@@ -72,7 +72,7 @@ def compare_runs(
         candidate=sides[1],
         records=tuple(rows),
         coverage=coverage_of(rows),
-        tokens=tokens_of(reference, candidate, free=replay == "free"),
+        tokens=tokens_of(reference, candidate, free=replay == "free", rules=rules),
         findings=(*findings, *_notes(rules, maker, candidate, taps, mapping)),
         rules=maker.fired,
         tolerance=rules.tolerance.name,

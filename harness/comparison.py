@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .emitted import Tokens as Tokens
+from .emitted import TokenStep as TokenStep
 from .isolation import Isolation
 from .onset import Onset as Onset
 
@@ -107,30 +109,6 @@ class Coverage:
     def share(self) -> float:
         """Checked share of what there was to check, 0 to 1."""
         return self.checked / self.expected if self.expected else 0.0
-
-
-@dataclass(frozen=True)
-class TokenStep:
-    """The token that each side would emit after one step, for one sequence."""
-
-    step: int
-    sequence: int
-    expected: int
-    actual: int
-    expected_margin: float
-    actual_margin: float
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Texts of both sides and where they part; `free` says whether the candidate ran on its own tokens."""
-
-    compared: int = 0
-    agreed: int = 0
-    flips: tuple[TokenStep, ...] = ()
-    expected_text: tuple[str, ...] = ()
-    actual_text: tuple[str, ...] = ()
-    free: bool = False
 
 
 @dataclass(frozen=True)

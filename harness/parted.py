@@ -22,9 +22,13 @@ def leave_out_after_parting(rows: Sequence[Row], reference: Run, candidate: Run)
     Up to there both sides were fed alike, so every tensor is judged; whether the choice itself was a tie or
     an error shows in the logits of the step before.
     """
+    notes = [
+        Finding("note", f"step {step}, sequence {sequence}: a tie, gone on with the reference's token")
+        for step, sequence in candidate.provenance.get("ties", ())
+    ]
     step = _first_difference(reference, candidate)
     if step is None:
-        return []
+        return notes
     ran = {record.step for record in records_of(candidate, "ids")}
     for row in rows:
         if row.step >= step and row.step in ran and row.status != "extra":
@@ -32,7 +36,7 @@ def leave_out_after_parting(rows: Sequence[Row], reference: Run, candidate: Run)
             row.ratio = row.local_ratio = None
             row.metrics = row.logits = None
     text = f"free replay parts at step {step}: tensors are compared up to there, tokens to the end"
-    return [Finding("warning", text)]
+    return [*notes, Finding("warning", text)]
 
 
 def _first_difference(reference: Run, candidate: Run) -> int | None:

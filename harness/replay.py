@@ -11,6 +11,7 @@ import numpy as np
 
 from .case import Scenario, plan
 from .errors import InconclusiveError
+from .ties import Ties
 from .tracer import recording, trace_tensor
 from .tracer import step as mark_step
 
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay leaves besides its trace: seconds per step, the tokens each step predicted `[B]`."""
+    """What a replay leaves besides its trace: seconds per step, the tokens each step predicted `[B]`.
+
+    `ties` are the (step, sequence) at which a free replay went on with the reference's token.
+    """
 
     seconds: tuple[float, ...]
     predicted: tuple[tuple[int, ...] | None, ...]
+    ties: tuple[tuple[int, int], ...] = ()
 
 
 def replay(
@@ -45,14 +50,16 @@ def replay(
 
     With `isolate`, each segment is also run on the reference's values. Raises InconclusiveError if a token
     that is needed is not there. A free replay takes the reference's token where its session had nothing to
-    predict from, after a prefill that was done elsewhere.
+    predict from, after a prefill that was done elsewhere, and where its own choice was a tie.
     """
+    ties = Ties(reference, session.facts.dtype) if free and reference is not None else None
     steps = plan(scenario)
     seconds: list[float] = []
     predicted: list[tuple[int, ...] | None] = []
     with progress.stage(title, len(steps)) as bar, recording(sink):
         for step in steps:
             tokens = _tokens(step, reference, predicted, free=free)
+            tokens = tokens if ties is None else ties.settle(step, tokens)
             positions = np.array(step.positions, np.int64)
             begin = time.perf_counter()
             with mark_step(step.index, positions=positions):
@@ -61,7 +68,7 @@ def replay(
             seconds.append(time.perf_counter() - begin)
             predicted.append(None if logits is None else _kept(greedy(logits), positions, predicted))
             bar.advance()
-    return Replayed(tuple(seconds), tuple(predicted))
+    return Replayed(tuple(seconds), tuple(predicted), tuple(ties.settled) if ties is not None else ())
 
 
 def greedy(logits: np.ndarray) -> tuple[int, ...]:

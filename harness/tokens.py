@@ -11,12 +11,19 @@ from .comparison import Tokens, TokenStep
 from .values import batch_positions, positional, records_of, rows_first
 
 if TYPE_CHECKING:
+    from .rules import Rule, Rules
     from .trace import Record, Run
 
 
-def tokens_of(reference: Run, candidate: Run, *, free: bool, output: str = "logits") -> Tokens:
-    """Greedy tokens per step and sequence, from the logits of both runs."""
-    expected, actual = _last_logits(reference, output), _last_logits(candidate, output)
+def tokens_of(
+    reference: Run, candidate: Run, *, free: bool, output: str = "logits", rules: Rules | None = None
+) -> Tokens:
+    """Greedy tokens per step and sequence, from the logits of both runs.
+
+    `rules` say how far a logit may move; a flip whose margin that explains is a tie.
+    """
+    rule = _rule(reference, candidate, output, rules)
+    expected, actual = last_logits(reference, output), last_logits(candidate, output)
     flips: list[TokenStep] = []
     compared = agreed = 0
     texts: tuple[list[list[int]], list[list[int]]] = ([], [])
@@ -37,7 +44,7 @@ def tokens_of(reference: Run, candidate: Run, *, free: bool, output: str = "logi
             if theirs.argmax() == own.argmax():
                 agreed += 1
             else:
-                flips.append(_flip(step, sequence, theirs, own))
+                flips.append(_flip(step, sequence, theirs, own, rule))
     return Tokens(
         compared,
         agreed,
@@ -59,10 +66,20 @@ def _inside_a_prompt(run: Run) -> set[tuple[int, int]]:
     return {(step.index, b) for step in fed for b, end in enumerate(ends) if end not in step.positions[b]}
 
 
-def _flip(step: int, sequence: int, theirs: np.ndarray, own: np.ndarray) -> TokenStep:
-    return TokenStep(
-        step, sequence, int(theirs.argmax()), int(own.argmax()), _margin(theirs, own), _margin(own, theirs)
-    )
+def _rule(reference: Run, candidate: Run, output: str, rules: Rules | None) -> Rule | None:
+    """How the logits are judged; None where nobody says."""
+    sides = [records_of(run, output) for run in (reference, candidate)]
+    if rules is None or not all(sides):
+        return None
+    return rules.of(output, *(side[0].dtype for side in sides))
+
+
+def _flip(step: int, sequence: int, theirs: np.ndarray, own: np.ndarray, rule: Rule | None) -> TokenStep:
+    from .ties import by_rule
+
+    expected, actual = int(theirs.argmax()), int(own.argmax())
+    explained = None if rule is None else by_rule(rule, theirs, expected, actual)
+    return TokenStep(step, sequence, expected, actual, _margin(theirs, own), _margin(own, theirs), explained)
 
 
 def _margin(side: np.ndarray, other: np.ndarray) -> float:
@@ -70,7 +87,7 @@ def _margin(side: np.ndarray, other: np.ndarray) -> float:
     return float(side.max() - side[other.argmax()])
 
 
-def _last_logits(run: Run, output: str) -> dict[int, np.ndarray]:
+def last_logits(run: Run, output: str) -> dict[int, np.ndarray]:
     """Step -> logits `[B, V]` of the newest real token of each sequence, over all calls."""
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for record in records_of(run, output):

@@ -283,16 +283,24 @@ def agreement(comparison: Comparison) -> str:
     if not tokens.compared:
         return ""
     replay = "free" if tokens.free else "forced"
-    return f"{tokens.agreed:,} of {tokens.compared:,} tokens agree ({replay} replay)"
+    ties = sum(flip.tie is True for flip in tokens.flips)
+    tied = f", {plural(ties, 'flip')} {'is a tie' if ties == 1 else 'are ties'}" if ties else ""
+    return f"{tokens.agreed:,} of {tokens.compared:,} tokens agree ({replay} replay){tied}"
 
 
 def flip_sentence(flip: TokenStep, *, batch: bool) -> str:
-    """Where the tokens part, with both margins; a margin below TIE on either side is called a tie."""
+    """Where the tokens part, with both margins, and whether what is allowed explains it: a tie.
+
+    Where nobody says what is allowed, a margin below TIE on either side is called one.
+    """
     where = f"step {flip.step}" + (f", sequence {flip.sequence}" if batch else "")
     expected, actual = number(flip.expected_margin), number(flip.actual_margin)
-    tie = min(abs(flip.expected_margin), abs(flip.actual_margin)) < TIE
+    small = min(abs(flip.expected_margin), abs(flip.actual_margin)) < TIE
+    tie = small if flip.tie is None else flip.tie
     said = f"{where}: token {flip.expected} became {flip.actual}"
     said += f"; margin {expected} in the reference, {actual} in the candidate"
+    if flip.explained is not None and not tie:
+        said += f"; the format explains {number(flip.explained)}"
     return said + (": a tie, not a fault by itself" if tie else "")
 
 

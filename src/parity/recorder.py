@@ -80,7 +80,7 @@ def record(job: Job, *, progress: Progress) -> str:
             raise
         except Exception as error:
             raise _broken(job, "failed while running", error) from error
-        run.update_provenance(seconds=done.seconds, **_after(session))
+        run.update_provenance(seconds=done.seconds, ties=done.ties, **_after(session))
         if isolate:
             isolated.update_provenance(isolation=session.isolation.to_json())  # type: ignore[attr-defined]
     return job.spec.label

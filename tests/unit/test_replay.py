@@ -13,6 +13,7 @@ from parity.harness.case import Scenario, Step
 from parity.harness.errors import InconclusiveError
 from parity.harness.progress import Silent
 from parity.harness.replay import Replayed, greedy, replay
+from parity.harness.target import Facts
 from parity.harness.tracer import trace_tensor
 from parity.harness.values import Values
 
@@ -31,6 +32,8 @@ factory = _load("run_factory")
 
 class Counting:
     """A session that predicts its newest token plus `stride`; `silent` steps return nothing."""
+
+    facts = Facts(dtype="float32", layout="none")
 
     def __init__(self, stride: int = 1, silent: tuple[int, ...] = (), broken: int | None = None) -> None:
         self.stride, self.silent, self.broken = stride, silent, broken
