@@ -25,6 +25,7 @@ from .sketch import alike
 from .tokens import tokens_of
 
 if TYPE_CHECKING:
+    from .explaining.gather import Ops, Weights
     from .mapping import TapMap
     from .trace import Run
 
@@ -41,13 +42,13 @@ def compare_runs(
     replay: str = "forced",
     force: bool = False,
     progress: Progress | None = None,
-    weights: Mapping[str, Any] | None = None,
+    weights: Weights | Ops | None = None,
 ) -> Comparison:
     """The comparison of two stored runs.
 
-    `isolated` is the candidate's run on the reference's inputs, `weights` the case's, which explain more
-    where they are at hand. `taps` are globs; none means all. Raises
-    UserError when the runs differ in weights, scenario or cache policy and `force` is not given.
+    `isolated` is the candidate's run on the reference's inputs; `weights` are the case's, or the ops of its
+    module, which explain more where they are at hand. `taps` are globs; none means all. Raises UserError
+    when the runs differ in weights, scenario or cache policy and `force` is not given.
     """
     findings = refuse_unlike(reference, candidate, force=force)
     reference, candidate, isolated = faced(reference, candidate, isolated)

@@ -21,7 +21,7 @@ from .unchanged import ROLES, unchanged
 
 if TYPE_CHECKING:
     from ..trace import Run
-    from .gather import Weights
+    from .gather import Ops, Weights
 
 #: Larger records are not searched for layouts: each of some 60 touches every value.
 LARGEST = 1 << 20
@@ -49,7 +49,7 @@ def causes_of(
     reference: Run,
     candidate: Run,
     isolated: Run | None,
-    weights: Weights | None = None,
+    weights: Weights | Ops | None = None,
 ) -> tuple[Cause, ...]:
     """A cause for every culprit that the catalogue or the layout search explains."""
     made = explanations(comparison, reference, candidate, isolated, weights)
@@ -61,7 +61,7 @@ def explanations(
     reference: Run,
     candidate: Run,
     isolated: Run | None,
-    weights: Weights | None = None,
+    weights: Weights | Ops | None = None,
 ) -> Iterator[Explanation]:
     """One per culprit, in execution order; `weights` is the case's state by key, where it is at hand.
 

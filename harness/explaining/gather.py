@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
 
 Bools = npt.NDArray[np.bool_]
 Weights = Mapping[str, Any]
+
+
+class Ops(Protocol):
+    """What is known of ops beside what was recorded: of somebody's module, from its classes and one call."""
+
+    @property
+    def roles(self) -> Mapping[str, Role]:
+        """Tap -> role."""
+
+    @property
+    def state(self) -> Weights:
+        """Weights by key."""
+
+    def value(self, tap: str, call: int) -> Values | None:
+        """A tap's value in one call, of taps that no run recorded too."""
+
+
 #: Larger weights stay float32.
 WIDE = 1 << 20
 
@@ -38,16 +55,18 @@ class Facing:
     axes: str
     positions: Values | None
     found: Bools | None = None
+    call: int = 0
 
 
 class Evidence:
     """The runs of a comparison, and the weights where they are at hand."""
 
     def __init__(
-        self, reference: Run, candidate: Run, isolated: Run | None, weights: Weights | None = None
+        self, reference: Run, candidate: Run, isolated: Run | None, weights: Weights | Ops | None = None
     ) -> None:
         self.reference, self.candidate, self.isolated = reference, candidate, isolated
-        self.state = weights or {}
+        self.ops = None if weights is None or isinstance(weights, Mapping) else weights
+        self._weights = weights if isinstance(weights, Mapping) else {}
         wiring = reference.provenance.get("wiring") or candidate.provenance.get("wiring") or {}
         self.sources = {row["cache"]: row["source"] for row in wiring.get("caches", ())}
         self.right = Recorded(reference, derived=self.sources)
@@ -70,7 +89,12 @@ class Evidence:
             for role in globs:
                 if tap not in plain and (layer := _layer(role.taps, tap)) is not None:
                     plain[tap] = _at_layer(role, layer)
-        return plain
+        return plain if self.ops is None else {**self.ops.roles, **plain}
+
+    @property
+    def state(self) -> Weights:
+        """Weights by key, as far as they are at hand."""
+        return self._weights if self.ops is None else self.ops.state
 
     @property
     def window(self) -> int | None:
@@ -176,7 +200,7 @@ def _by_call(run: Run, records: Iterable[Record], tap: str, step: int, call: int
     expected, seen = as_floats(theirs[0].read()), as_floats(mine[0].read())
     if not (np.isfinite(expected).all() and np.isfinite(seen).all()):
         return None
-    return Facing(tap, step, expected, seen, theirs[0].axes, None)
+    return Facing(tap, step, expected, seen, theirs[0].axes, None, call=call)
 
 
 def as_floats(values: Values) -> Values:

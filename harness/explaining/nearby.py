@@ -29,7 +29,8 @@ def op_of(evidence: Evidence, facing: Facing, role: Role | None, *, whole: bool 
     chosen = Chosen.of(facing)
     if not len(chosen.at[0]):
         return None
-    if role is None or facing.positions is None:
+    known = facing.positions is not None or evidence.ops is not None
+    if role is None or not known:
         role = Role(facing.tap, "")
     around = Nearby(evidence, facing, role, chosen)
     if not whole:
@@ -149,6 +150,13 @@ class Nearby:
 
     def _unplaced(self, tap: str, step: int) -> Values | None:
         """A tap without positions, in rows like the op's own."""
+        ops = self.evidence.ops
+        value = None if ops is None else ops.value(tap, self.facing.call)
+        count = self.facing.expected.size // self.facing.expected.shape[-1]
+        if value is not None and value.size and value.size % count == 0:
+            whole = value.dtype.kind in "iu" and value.size == count
+            rows = value.reshape(count) if whole else value.reshape(count, -1)
+            return as_floats(rows[self.chosen.at[1]])
         found = [record for record in records_of(self.evidence.reference, tap) if record.step == step]
         if len(found) != 1 or found[0].shape != self.facing.expected.shape:
             return None

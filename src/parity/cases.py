@@ -14,6 +14,7 @@ from parity.harness.progress import Progress
 from .request import DEFAULT_MODEL, DEFAULT_SCENARIO, GRAPH, Request
 
 if TYPE_CHECKING:
+    from parity.harness.module_roles import ModuleOps
     from parity.harness.trace import Run
 
 
@@ -68,11 +69,18 @@ def build_module_case(request: Request) -> ModuleCase:
     return ModuleCase(request.model, module, inputs, digest_of(module.state_dict()))
 
 
-def weights_of(case: Case | ModuleCase | None, reference: Run) -> Mapping[str, Any] | None:
-    """The weights that the reference was recorded with, by state key; None where the case has others."""
-    if not isinstance(case, Case) or case.weights != reference.provenance.get("weights"):
+def weights_of(case: Case | ModuleCase | None, reference: Run) -> Mapping[str, Any] | ModuleOps | None:
+    """The weights that the reference was recorded with, by state key; None where the case has others.
+
+    Of a user's module also what its ops are, which is found out when it is asked for.
+    """
+    if case is None or case.weights != reference.provenance.get("weights"):
         return None
-    return case.state
+    if isinstance(case, Case):
+        return case.state
+    from parity.harness.module_roles import ModuleOps
+
+    return ModuleOps(case.module, case.inputs) if case.executable else None
 
 
 def scenario_digest(scenario: Scenario) -> str:

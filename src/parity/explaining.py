@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.harness.comparison import Comparison
 from parity.harness.errors import ParityError, UserError, did_you_mean
@@ -16,12 +16,15 @@ from parity.harness.progress import Progress, Silent
 from parity.harness.target import Spec
 from parity.harness.trace import Run, Trace
 
-from .cases import build_case, weights_of
-from .finished import candidates
+from .cases import build_case, build_module_case, weights_of
+from .finished import candidates, open_result
 from .provenance import isolated_of
 from .recorder import FLOOR, ISOLATED, stored
 from .request import Request
 from .stored import compare_traces
+
+if TYPE_CHECKING:
+    from parity.harness.module_roles import ModuleOps
 
 #: Hypotheses that are told where none explains.
 SHOWN = 8
@@ -66,6 +69,7 @@ class _Held:
     reference: Run
     candidate: Run
     isolated: Run | None
+    asked: Mapping[str, str] = field(default_factory=dict)
 
 
 def _held(sources: Sequence[str | Path], cand: str | None, progress: Progress) -> Iterator[_Held]:
@@ -73,8 +77,9 @@ def _held(sources: Sequence[str | Path], cand: str | None, progress: Progress) -
         raise UserError("give the folder of a run, a trace, or two traces: the reference and the candidate")
     named = [_trace(str(source)) for source in sources]
     if len(named) == 1 and named[0] is None:
+        asked = open_result(sources[0])[0].provenance.get("request", {})
         for one in candidates(sources[0], cand=cand):
-            yield _Held(one.comparison, one.reference, one.candidate, one.isolated)
+            yield _Held(one.comparison, one.reference, one.candidate, one.isolated, asked)
         return
     missing = next((str(source) for source, spec in zip(sources, named, strict=True) if spec is None), None)
     if missing is not None:
@@ -115,7 +120,7 @@ def _explained(one: _Held, tap: str, progress: Progress) -> Explained:
         there = [culprit.tap for culprit in one.comparison.culprits]
         told = f"no culprit matches {tap!r}: there are {', '.join(there)}" if there else "there is no culprit"
         return Explained(label, verdict, (), (told,))
-    weights, note = _weights(one.reference, progress)
+    weights, note = _weights(one.reference, one.asked, progress)
     sides = faced(one.reference, one.candidate, one.isolated)
     made: list[Explanation] = []
     with progress.stage(f"explaining {label}", len(chosen)) as bar:
@@ -125,15 +130,23 @@ def _explained(one: _Held, tap: str, progress: Progress) -> Explained:
     return Explained(label, verdict, tuple(made), (note,) if note else ())
 
 
-def _weights(reference: Run, progress: Progress) -> tuple[Mapping[str, Any] | None, str]:
-    """The weights that the reference was recorded with, built again; why not, where they are not at hand."""
+def _weights(
+    reference: Run, asked: Mapping[str, str], progress: Progress
+) -> tuple[Mapping[str, Any] | ModuleOps | None, str]:
+    """The weights that the reference was recorded with, built again; why not, where they are not at hand.
+
+    A user's module is built by its factory again, with the inputs' file that the run was given.
+    """
     provenance = reference.provenance
-    if "roles" not in provenance or "model" not in provenance:
+    own = str(provenance.get("model")) == asked.get("model") and Path(asked.get("inputs", "")).is_file()
+    if not own and ("roles" not in provenance or "model" not in provenance):
         return None, "the reference does not say what its ops are: only outputs are looked at"
-    if provenance.get("weights_spec") is None and not _trained(str(provenance["model"])):
+    if not own and provenance.get("weights_spec") is None and not _trained(str(provenance["model"])):
         return None, "the trained weights are not at hand: hypotheses about weights are left out"
     try:
-        weights = weights_of(build_case(Request(), progress=progress, like=reference), reference)
+        request = Request(model=asked["model"], inputs=asked["inputs"]) if own else Request()
+        case = build_module_case(request) if own else build_case(request, progress=progress, like=reference)
+        weights = weights_of(case, reference)
     except ParityError as error:
         return None, f"the weights are not at hand ({error}): hypotheses about weights are left out"
     if weights is None:
