@@ -132,7 +132,7 @@ class Tally:
             score[0] += len(rows)
             score[1] += int((rows.argmax(axis=1) == kept).sum())
             score[2] -= float(rows[np.arange(len(rows)), kept].sum())
-        self.kl.append(np.maximum((np.exp(ref) * (ref - own)).sum(axis=1), 0.0))
+        self.kl.append(kl_rows(own, ref))
         for row in np.flatnonzero(own.argmax(axis=1) != ref.argmax(axis=1)):
             p, q = int(ref[row].argmax()), int(own[row].argmax())
             margins = float(ref[row, p] - ref[row, q]), float(own[row, q] - own[row, p])
@@ -153,6 +153,12 @@ class Tally:
             tuple(self.flips),
             self.nonfinite,
         )
+
+
+def kl_rows(actual: Floats, expected: Floats) -> Floats:
+    """KL in nats of each row of log probabilities `[N, V]` from the expected one, `[N]`."""
+    out: Floats = np.maximum((np.exp(expected) * (expected - actual)).sum(axis=1), 0.0)
+    return out
 
 
 def log_softmax(logits: np.ndarray) -> Floats:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from .capsules import capsule as capsule
     from .compiling import compile_order as compile_order
     from .driver import run as run
-    from .explaining import explain as explain
     from .evaluating import Evaluations as Evaluations
     from .evaluating import evaluate as evaluate
     from .explaining import explain as explain

@@ -118,20 +118,21 @@ class ModuleOracle:
     @cached_property
     def rules(self) -> Rules:
         """As `parity run` judges this candidate."""
-        whole = self._run(self.items)
+        whole = self.run(self.items)
         return rules_for(self.request, self.spec, self.case, self.reference, whole, self.progress)
 
     def __call__(self, taken: tuple[str, ...]) -> str:
         """Call the module put together; one that cannot be called tells nothing."""
         try:
-            run = self._run(taken)
+            run = self.run(taken)
         except CandidateError:
             if len(taken) == len(self.items):
                 raise
             return UNKNOWN
         return outcome(held_against(self.reference, run, self.rules, ("output*",)))
 
-    def _run(self, taken: Sequence[str]) -> MemoryRun:
+    def run(self, taken: Sequence[str]) -> MemoryRun:
+        """Call the module put together of these parts from the candidate."""
         import numpy as np
 
         from parity.harness.module_hybrid import hybrid
