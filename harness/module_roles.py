@@ -6,7 +6,7 @@ The counterpart of a role table for models that have none. Nothing runs before a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from .arrays import to_array
 from .case import Role
 from .explaining.maths import ACTIVATIONS
 from .module_calls import Captured, TooMuchError, capture
+from .module_glue import glue_of
 from .seeding import seeded
 
 TAP, IN = "module:", ":in"
@@ -30,6 +31,7 @@ class ModuleOps:
     module: nn.Module
     inputs: Mapping[str, Any]
     seed: int = 0
+    _glued: dict[tuple[str, int], np.ndarray[Any, Any]] = field(default_factory=dict)
 
     @cached_property
     def captured(self) -> Captured:
@@ -58,8 +60,19 @@ class ModuleOps:
                 weights[f"{path}.weight"] = weights[f"{path}.weight"].T
         return weights
 
+    def glue(self, tap: str, call: int) -> Role | None:
+        """What the code before a module computes of which its input `module:PATH:in.N` is made."""
+        linear = {name: role for name, role in self.roles.items() if role.role == "linear"}
+        found = glue_of(self.captured, tap, call, linear)
+        if found is None:
+            return None
+        self._glued |= {(name, call): value for name, value in found.others.items()}
+        return found.role
+
     def value(self, tap: str, call: int) -> np.ndarray[Any, Any] | None:
         """What a leaf was given first (`module:PATH:in`) or returned; None where that is not known."""
+        if (tap, call) in self._glued:
+            return self._glued[tap, call]
         path = tap.removeprefix(TAP)
         held = self.captured.calls.get((path.removesuffix(IN), call))
         if held is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..comparison import Cause, Comparison, Culprit, Row
+from ..isolation import HANDED
 from ..sketch import capture_of
 from .catalogue import CATALOGUE
 from .gather import Evidence, Facing
@@ -80,7 +81,9 @@ class _Case:
 
     def __init__(self, evidence: Evidence, comparison: Comparison, culprit: Culprit) -> None:
         self.evidence, self.culprit = evidence, culprit
-        self.rows = [row for row in comparison.records if row.tap == culprit.tap and _wrong(row)]
+        handed = culprit.tap + HANDED + "."
+        self.rows = [row for row in comparison.handed if row.tap.startswith(handed)]
+        self.rows = self.rows or [row for row in comparison.records if row.tap == culprit.tap and _wrong(row)]
         self.notes: list[str] = []
 
     def explained(self) -> Explanation:
@@ -105,7 +108,8 @@ class _Case:
         return Explanation(self.culprit, cause, found.error, kinds, found.tried, tuple(self.notes))
 
     def _facing(self, row: Row) -> Facing | None:
-        facing = self.evidence.facing(row.tap, row.step, row.call)
+        look = self.evidence.handed if HANDED in row.tap else self.evidence.facing
+        facing = look(row.tap, row.step, row.call)
         return facing if facing is not None and facing.expected.size > 1 else None
 
     def _catalogue(self, facing: Facing, row: Row) -> Found:
@@ -118,7 +122,7 @@ class _Case:
 
     def _op(self, facing: Facing, floor: float) -> tuple[Op | None, float]:
         """The op and how exactly it gives the reference's output; without its role where it does not."""
-        role = self.evidence.roles.get(facing.tap)
+        role = self.evidence.role(facing.tap, facing.call)
         op = None if role is None or role.role not in ROLES else op_of(self.evidence, facing, role)
         if role is None:
             self._note("the reference says nothing of the op behind it")
@@ -141,7 +145,7 @@ class _Case:
 
     def _confirmed(self, found: Found, op: Op, facing: Facing) -> Found:
         """Without what explains the rows that were computed but not all of them."""
-        role = self.evidence.roles.get(facing.tap) if op.role else None
+        role = self.evidence.role(facing.tap, facing.call) if op.role else None
         whole = op_of(self.evidence, facing, role, whole=True) if found.best else None
         if whole is None or len(whole.expected) <= len(op.expected):
             return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..arrays import to_array
 from ..case import CachePolicy, Role
 from ..errors import ParityError
+from ..isolation import EXPECTED, HANDED
 from ..values import Values as Recorded
 from ..values import batch_positions, positional, records_of, rows_back, rows_first
 from .op import Values
@@ -38,6 +39,9 @@ class Ops(Protocol):
 
     def value(self, tap: str, call: int) -> Values | None:
         """A tap's value in one call, of taps that no run recorded too."""
+
+    def glue(self, tap: str, call: int) -> Role | None:
+        """The op between modules that makes what a module is handed; None: not known."""
 
 
 #: Larger weights stay float32.
@@ -102,6 +106,12 @@ class Evidence:
         policy = str(self.reference.provenance.get("policy", "none"))
         return None if policy == "none" else CachePolicy.parse(policy).window
 
+    def role(self, tap: str, call: int) -> Role | None:
+        """What is known of the op behind a tap, between modules too."""
+        if tap not in self.roles and HANDED in tap and self.ops is not None:
+            return self.ops.glue(tap, call)
+        return self.roles.get(tap)
+
     def weights(self, role: Role) -> tuple[Values, ...]:
         """The weights of a role as floats; none where one of them is not at hand."""
         if not role.weights or any(key not in self.state for key in role.weights):
@@ -137,8 +147,12 @@ class Evidence:
         if all(map(positional, records)):
             found = (self._by_position(run, tap, step, records) for run in runs)
         else:
-            found = (_by_call(run, records, tap, step, call) for run in runs)
+            found = (_by_call(run, self.reference, tap, step, call) for run in runs)
         return next((facing for facing in found if facing is not None), None)
+
+    def handed(self, tap: str, step: int, call: int) -> Facing | None:
+        """What a module was handed in isolation, and what the reference's module was."""
+        return None if self.isolated is None else _by_call(self.isolated, self.isolated, tap, step, call)
 
     def _by_position(self, run: Run, tap: str, step: int, records: list[Record]) -> Facing | None:
         mine = [record for record in records_of(run, tap) if record.step == step]
@@ -191,10 +205,13 @@ def _merged(
     return rows, mine[1] | right[1]
 
 
-def _by_call(run: Run, records: Iterable[Record], tap: str, step: int, call: int) -> Facing | None:
+def _by_call(run: Run, reference: Run, tap: str, step: int, call: int) -> Facing | None:
     """Records without positions: the same call of both sides."""
-    mine = [record for record in records_of(run, tap) if (record.step, record.call) == (step, call)]
-    theirs = [record for record in records if record.call == call]
+    right = tap + EXPECTED if run is reference else tap
+    mine, theirs = (
+        [record for record in records_of(side, name) if (record.step, record.call) == (step, call)]
+        for side, name in ((run, tap), (reference, right))
+    )
     if len(mine) != 1 or len(theirs) != 1 or mine[0].shape != theirs[0].shape or theirs[0].size < 2:
         return None
     expected, seen = as_floats(theirs[0].read()), as_floats(mine[0].read())

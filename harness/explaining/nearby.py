@@ -131,7 +131,7 @@ class Nearby:
 
     def rows(self, tap: str, shift: int = 0) -> tuple[Values, Bools] | None:
         if self.facing.positions is None:
-            plain = None if shift else self._unplaced(tap, self.facing.step)
+            plain = None if shift else self._unplaced(tap)
             return None if plain is None else (plain, np.ones(len(plain), np.bool_))
         own = self.role.role == "cache"
         at = np.where(self.facing.positions >= 0, self.facing.positions + shift, -1)
@@ -142,13 +142,11 @@ class Nearby:
 
     def before(self, steps: int) -> Values | None:
         """The op's own tap so many steps earlier, where it has no positions."""
-        return (
-            None
-            if self.facing.positions is not None
-            else self._unplaced(self.facing.tap, self.facing.step - steps)
-        )
+        if self.facing.positions is not None:
+            return None
+        return self._recorded(self.facing.tap, self.facing.step - steps)
 
-    def _unplaced(self, tap: str, step: int) -> Values | None:
+    def _unplaced(self, tap: str) -> Values | None:
         """A tap without positions, in rows like the op's own."""
         ops = self.evidence.ops
         value = None if ops is None else ops.value(tap, self.facing.call)
@@ -157,6 +155,9 @@ class Nearby:
             whole = value.dtype.kind in "iu" and value.size == count
             rows = value.reshape(count) if whole else value.reshape(count, -1)
             return as_floats(rows[self.chosen.at[1]])
+        return self._recorded(tap, self.facing.step)
+
+    def _recorded(self, tap: str, step: int) -> Values | None:
         found = [record for record in records_of(self.evidence.reference, tap) if record.step == step]
         if len(found) != 1 or found[0].shape != self.facing.expected.shape:
             return None
