@@ -178,41 +178,44 @@ class _Examiner:
             origin = self._origin(wrong)
             if origin is None:
                 break
-            found.append((origin, wrong.only(origin.explains)))
-            wrong = wrong.only(~origin.explains)
+            found.append((origin[0], wrong.only(origin[1])))
+            wrong = wrong.only(~origin[1])
         if len(wrong) and (found or self.row.segment == CACHE):
-            rest = Origin(
-                "unknown", "hold nothing that the run recorded elsewhere", np.ones(len(wrong), bool)
-            )
+            rest = Origin("unknown", "hold nothing that the run recorded elsewhere", origins.every)
             found.append((rest, wrong))
-        for origin, rows in _exchanged(found):
-            yield from _grouped(self.row, origin, rows, shape)
+        for kind, rows in _exchanged(found):
+            yield from _grouped(self.row, kind, rows, shape)
 
     def _wrong(self) -> Wrong | None:
-        at = self._at(self.source, self.row.step, self.view.positions)
-        if at is None or at[0].shape != self.view.rows.shape:
+        own, at = self._pool(self.source, self.row.step, "", ""), self.view.positions
+        if own is None or own.rows.shape[2:] != self.view.rows.shape[2:]:
             return None
-        return wrong_rows(self.view, *at, self.noise)
+        places = np.arange(len(at))[:, None], np.maximum(at, 0)
+        return wrong_rows(self.view, own.rows[places], own.known[places] & (at >= 0), self.noise)
 
     def _at(self, tap: str, step: int, positions: Array) -> tuple[Array, Array] | None:
         if self.source == self.row.tap:  # no table says what is appended: the reference's own rows
             return Source(tap, self.reference, self.reference).at(step, positions)
         return Source(tap, self.reference, self.candidate).at(step, positions)
 
-    def _origin(self, wrong: Wrong) -> Origin | None:
-        """The best of the near origins; only where there is none, of those in other layers and times."""
-        return origins.best(wrong, self._near(wrong)) or origins.best(wrong, self._far(wrong))
+    def _origin(self, wrong: Wrong) -> tuple[Origin, Array] | None:
+        """The best of the near origins; where it explains less than half, of other layers and times too."""
+        near = origins.best(wrong, self._near(wrong))
+        if near is not None and 2 * int(near[1].sum()) >= len(wrong):
+            return near
+        far = origins.best(wrong, self._far(wrong))
+        return max(filter(None, (near, far)), key=lambda found: int(found[1].sum()), default=None)
 
     def _near(self, wrong: Wrong) -> Iterator[Origin]:
-        yield from origins.never_written(wrong)
+        yield from origins.never_written()
         yield from origins.stale(wrong, self._earlier())
-        yield from origins.rounded(wrong)
+        yield from origins.rounded()
         own = self._pool(self.source, self.row.step, "", "")
         if own is not None:
             yield from origins.elsewhere(wrong, own)
         tables = self._rotary()
         if tables is not None:
-            yield from origins.rotated_otherwise(wrong, tables)
+            yield from origins.rotated_otherwise(tables)
 
     def _far(self, wrong: Wrong) -> Iterator[Origin]:
         for reset in reversed(self.resets):
@@ -282,10 +285,9 @@ def _exchanged(found: list[tuple[Origin, Wrong]]) -> list[tuple[Origin, Wrong]]:
         for other, theirs in found:
             opposite = one.shift > 0 and other.shift == -one.shift
             if opposite and set((rows.position + one.shift).tolist()) == set(theirs.position.tolist()):
-                keep = np.ones(len(rows), np.bool_)
                 words = f"exchanged with position p+{one.shift}"
                 out = [pair for pair in out if pair[0] is not one and pair[0] is not other]
-                out.insert(0, (Origin("exchanged", words, keep), rows))
+                out.insert(0, (Origin("exchanged", words, origins.every), rows))
     return out
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 
 from .rows import Array, View, Wrong
 
-#: Rows whose nearest other row is looked for; what they vote for is then tried on all.
-SAMPLES = 24
+#: Rows that every origin is tried on; the best one is then tried on all.
+TRIED = 192
+#: Rows of these whose nearest other row is looked for, and how many neighbours are held against each.
+SAMPLES, NEIGHBOURS = 24, 4
 #: Different origins that samples may propose.
 MOST_PROPOSALS = 12
-#: Values of the rows that samples are held against; larger pools are only tried place by place.
-SEARCHED = 1 << 23
+#: Numbers that a row is sketched with to find its like: enough to tell rows apart beside bf16 noise.
+SKETCH = 4
 #: Narrow formats a cache may have been kept in.
 NARROW = {
     "float16": np.dtype(np.float16),
@@ -26,24 +29,23 @@ NARROW = {
 }
 
 
+Test = Callable[[Wrong], Array]
+"""Which of some wrong rows an origin explains, bool `[N]`."""
+
+
 @dataclass(frozen=True)
 class Origin:
-    """One explanation: its kind, the words after "rows 3..7", and which wrong rows `[N]` it explains.
+    """One explanation: its kind, the words after "rows 3..7", and the test of which rows it explains.
 
-    `shift` is the distance in positions where the origin is one.
+    `shift` is the distance in positions where the origin is one, `whole` marks one that goes before others
+    that explain as much.
     """
 
     kind: str
     words: str
-    explains: Array
+    explains: Test
     shift: int = 0
     whole: bool = False
-
-    @property
-    def rank(self) -> tuple[int, bool]:
-        """More rows first; of equals a view that was not written at all, and of one row a duplicate."""
-        count = int(self.explains.sum())
-        return count, self.whole or (self.kind == "duplicated" and count == 1)
 
 
 @dataclass(frozen=True)
@@ -56,70 +58,103 @@ class Pool:
     known: Array
 
 
-def never_written(wrong: Wrong) -> Iterator[Origin]:
+def best(wrong: Wrong, origins: Iterator[Origin]) -> tuple[Origin, Array] | None:
+    """The origin that explains most of some of the rows, and which of all of them it explains."""
+    some = wrong.some(TRIED)
+    scored = [
+        (int(origin.explains(some).sum()), origin.whole, -at, origin) for at, origin in enumerate(origins)
+    ]
+    count, _, _, found = max(scored, default=(0, False, 0, None), key=lambda one: one[:3])
+    return (found, found.explains(wrong)) if found is not None and count else None
+
+
+def every(rows: Wrong) -> Array:
+    """All of them."""
+    return np.ones(len(rows), np.bool_)
+
+
+def never_written() -> Iterator[Origin]:
     """Zeros, or something that is no number."""
-    empty = (wrong.held == 0).all(axis=1)
-    if empty.any():
-        yield Origin("missing", "missing (zero, never written)", empty)
-    broken = np.asarray(np.isnan(wrong.held).any(axis=1))
-    if broken.any():
-        yield Origin("missing", "no numbers (NaN)", broken)
+    yield Origin("missing", "missing (zero, never written)", _zero)
+    yield Origin("missing", "no numbers (NaN)", _no_number)
+
+
+def _zero(rows: Wrong) -> Array:
+    return np.asarray((rows.held == 0).all(axis=1))
+
+
+def _no_number(rows: Wrong) -> Array:
+    return np.asarray(np.isnan(rows.held).any(axis=1))
 
 
 def stale(wrong: Wrong, earlier: Sequence[tuple[int, View]]) -> Iterator[Origin]:
     """What the same slot held at an earlier step, the newest first."""
     for step, view in earlier:
-        rows = view.rows[wrong.sequence, wrong.slot, wrong.head]
-        same = (rows == wrong.held).all(axis=1) & rows.any(axis=1)
-        if same.any():
-            yield Origin("stale", f"stale (as of step {step})", same, whole=bool(same.all()))
+
+        def same(rows: Wrong, view: View = view) -> Array:
+            before = view.rows[rows.sequence, rows.slot, rows.head]
+            return np.asarray((before == rows.held).all(axis=1) & before.any(axis=1))
+
+        yield Origin("stale", f"stale (as of step {step})", same, whole=bool(same(wrong).all()))
 
 
-def rounded(wrong: Wrong) -> Iterator[Origin]:
+def rounded() -> Iterator[Origin]:
     """The right row in a narrower number format, rounded or cut off."""
-    wanted = wrong.wanted.astype(np.float32)
+    for name, dtype in NARROW.items():
+        yield Origin(
+            "downcast", f"rounded to {name}", partial(_narrowed, partial(np.ndarray.astype, dtype=dtype))
+        )
+    yield Origin("downcast", "truncated to bfloat16", partial(_narrowed, _cut_off))
+
+
+def _narrowed(narrow: Callable[[Array], Array], rows: Wrong) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
-        tried = {f"rounded to {name}": wanted.astype(dtype) for name, dtype in NARROW.items()}
-    tried["truncated to bfloat16"] = (wanted.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
-    for words, narrow in tried.items():
-        same = (np.nan_to_num(narrow.astype(np.float64)) == np.nan_to_num(wrong.held)).all(axis=1)
-        if same.any():
-            yield Origin("downcast", words, same)
+        made = narrow(rows.wanted.astype(np.float32)).astype(np.float64)
+    return np.asarray((np.nan_to_num(made) == np.nan_to_num(rows.held)).all(axis=1))
+
+
+def _cut_off(rows: Array) -> Array:
+    return (rows.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def same_place(wrong: Wrong, pool: Pool) -> Iterator[Origin]:
     """The row of another tap, or of another time, at the same sequence, head and position."""
-    _, length, heads, width = pool.rows.shape
-    if width != wrong.held.shape[1] or wrong.head.max() >= heads or wrong.position.max() >= length:
-        return
-    rows = pool.rows[wrong.sequence, wrong.position, wrong.head]
-    explains = wrong.are(rows, pool.known[wrong.sequence, wrong.position])
-    if explains.any():
-        yield Origin(pool.kind, pool.words, explains)
+    if pool.rows.shape[3] == wrong.held.shape[1]:
+        yield Origin(pool.kind, pool.words, partial(_taken, pool, (True, 0, -1, -1)))
 
 
 Rotate = Callable[[Array, Array], tuple[Array, Array]]
 """Rotary rows cos, sin `[N, D]` for sequences `[N]` and positions `[N]`."""
 
+#: Words, and by how often a key that was rotated once is turned further.
+TURNED = {
+    "unrotated keys (as they were before rotation)": -1,
+    "rotated twice": 1,
+    "rotated backwards": -2,
+}
 
-def rotated_otherwise(wrong: Wrong, tables: Rotate) -> Iterator[Origin]:
+
+def rotated_otherwise(tables: Rotate) -> Iterator[Origin]:
     """Keys before their rotation, rotated twice, backwards, or as for another position."""
-    cos, sin = tables(wrong.sequence, wrong.position)
-    plain = wrong.wanted * cos - _turned(wrong.wanted) * sin
-    tried: list[tuple[str, Array, Array | None]] = [
-        ("unrotated keys (as they were before rotation)", plain, None),
-        ("rotated twice", wrong.wanted * cos + _turned(wrong.wanted) * sin, None),
-        ("rotated backwards", plain * cos - _turned(plain) * sin, None),
-    ]
+    for words, times in TURNED.items():
+        yield Origin("rotation", words, partial(_rotated, tables, times))
     for shift in (-2, -1, 1, 2):
-        other = wrong.position + shift
-        cos, sin = tables(wrong.sequence, np.maximum(other, 0))
-        rows = plain * cos + _turned(plain) * sin
-        tried.append((f"rotated as for position p{shift:+d}", rows, other >= 0))
-    for words, rows, known in tried:
-        explains = wrong.are(rows, known)
-        if explains.any():
-            yield Origin("rotation", words, explains)
+        yield Origin("rotation", f"rotated as for position p{shift:+d}", partial(_replaced, tables, shift))
+
+
+def _rotated(tables: Rotate, times: int, rows: Wrong) -> Array:
+    cos, sin = tables(rows.sequence, rows.position)
+    made = rows.wanted
+    for _ in range(abs(times)):
+        made = made * cos + np.sign(times) * _turned(made) * sin
+    return rows.are(made)
+
+
+def _replaced(tables: Rotate, shift: int, rows: Wrong) -> Array:
+    cos, sin = tables(rows.sequence, rows.position)
+    plain, other = rows.wanted * cos - _turned(rows.wanted) * sin, rows.position + shift
+    cos, sin = tables(rows.sequence, np.maximum(other, 0))
+    return rows.are(plain * cos + _turned(plain) * sin, other >= 0)
 
 
 def _turned(rows: Array) -> Array:
@@ -128,55 +163,64 @@ def _turned(rows: Array) -> Array:
     return np.concatenate([-rows[..., half:], rows[..., :half]], axis=-1)
 
 
+Place = tuple[bool, int, int, int]
+"""Whether a position is a distance, the position, and the sequence and head, -1 where they are kept."""
+
+
 def elsewhere(wrong: Wrong, pool: Pool) -> Iterator[Origin]:
     """Rows of other positions, heads or sequences of a tap, as samples of the wrong rows suggest."""
+    if pool.rows.shape[3] != wrong.held.shape[1]:
+        return
+    sample, votes = wrong.some(SAMPLES), Counter[Place]()
+    for at, (b, p, h) in _likes(sample, pool):
+        kept = -1 if b == sample.sequence[at] else b, -1 if h == sample.head[at] else h
+        votes[True, p - int(sample.position[at]), *kept] += 1
+        votes[False, p, *kept] += 1
+    for place, _ in votes.most_common(MOST_PROPOSALS):
+        origin = _moved(wrong, pool, place)
+        if origin is not None:
+            yield origin
+
+
+def _likes(sample: Wrong, pool: Pool) -> Iterator[tuple[int, tuple[int, int, int]]]:
+    """Samples that a row of the pool is like, and its sequence, position and head."""
     sequences, length, heads, width = pool.rows.shape
-    if pool.rows.size > SEARCHED or width != wrong.held.shape[1]:
-        return
     rows = pool.rows.reshape(-1, width)
+    vectors = np.random.default_rng(0).standard_normal((width, SKETCH)).astype(rows.dtype)
+    theirs, own = rows @ vectors, np.nan_to_num(sample.held).astype(rows.dtype) @ vectors
+    far = np.einsum("ms,ms->m", theirs, theirs) - 2 * own @ theirs.T
     known = np.broadcast_to(pool.known[:, :, None], (sequences, length, heads)).reshape(-1)
-    sample = wrong.only(np.unique(np.linspace(0, len(wrong) - 1, SAMPLES).astype(np.int64)))
-    held = np.nan_to_num(sample.held)
-    gaps = np.einsum("nd,nd->n", rows, rows) - 2 * held @ rows.T
-    gaps[:, ~known] = np.inf
-    nearest = gaps.argmin(axis=1)
-    found = np.flatnonzero(sample.are(rows[nearest], known[nearest]))
-    votes: Counter[tuple[str, int, int, int]] = Counter()
-    for at in found:
-        b, p, h = (int(i) for i in np.unravel_index(nearest[at], (sequences, length, heads)))
-        from_b = -1 if b == sample.sequence[at] else b
-        from_h = -1 if h == sample.head[at] else h
-        votes["shifted", p - int(sample.position[at]), from_b, from_h] += 1
-        votes["duplicated", p, from_b, from_h] += 1
-    for (kind, p, b, h), _ in votes.most_common(MOST_PROPOSALS):
-        yield from _moved(wrong, pool, kind, p, b, h)
+    far[:, ~known] = np.inf
+    count = min(NEIGHBOURS, far.shape[1])
+    for near in np.argpartition(far, count - 1, axis=1)[:, :count].T:
+        for at in np.flatnonzero(sample.are(rows[near].astype(np.float64), known[near])).tolist():
+            b, p, h = (int(i) for i in np.unravel_index(near[at], (sequences, length, heads)))
+            yield at, (b, p, h)
 
 
-def _moved(wrong: Wrong, pool: Pool, kind: str, p: int, b: int, h: int) -> Iterator[Origin]:
-    """One proposal tried on all wrong rows: p is a distance or a position; b or h is -1 where it is kept."""
-    length = pool.rows.shape[1]
-    position = wrong.position + p if kind == "shifted" else np.full(len(wrong), p)
-    inside = (position >= 0) & (position < length)
-    sequence = wrong.sequence if b < 0 else np.full(len(wrong), b)
-    head = wrong.head if h < 0 else np.full(len(wrong), h)
-    inside &= head < pool.rows.shape[2]
+def _taken(pool: Pool, place: Place, rows: Wrong) -> Array:
+    """Which wrong rows hold the pool's row of a place."""
+    distance, p, b, h = place
+    _, length, heads, _ = pool.rows.shape
+    position = rows.position + p if distance else np.full(len(rows), p)
+    sequence = rows.sequence if b < 0 else np.full(len(rows), b)
+    head = rows.head if h < 0 else np.full(len(rows), h)
+    inside = (position >= 0) & (position < length) & (head < heads)
     at = sequence, np.where(inside, position, 0), np.where(inside, head, 0)
-    explains = wrong.are(pool.rows[at], inside & pool.known[at[:2]])
-    if not explains.any():
-        return
-    place = f" of head {h}" * (h >= 0) + f" of sequence {b}" * (b >= 0) + pool.words
-    if kind == "duplicated":
-        alone = int(explains.sum()) == 1
-        shift = p - int(wrong.position[explains][0]) if alone and not place else 0
-        words = f"a duplicate of position {p}" if alone else f"duplicates of position {p}"
-        yield Origin("duplicated", words + place, explains, shift=shift)
-    elif p:
-        yield Origin("shifted", f"shifted: they hold position p{p:+d}{place}", explains, shift=p)
-    elif place:
-        yield Origin("other place", f"the rows{place}", explains)
+    return rows.are(pool.rows[at].astype(np.float64), inside & pool.known[at[:2]])
 
 
-def best(wrong: Wrong, origins: Iterator[Origin]) -> Origin | None:
-    """The origin that explains most rows; None without any."""
-    found = sorted(origins, key=lambda origin: origin.rank, reverse=True)
-    return found[0] if found else None
+def _moved(wrong: Wrong, pool: Pool, place: Place) -> Origin | None:
+    """One proposal in words; None for the place where the row belongs. One row alone is a duplicate."""
+    distance, p, b, h = place
+    words = f" of head {h}" * (h >= 0) + f" of sequence {b}" * (b >= 0) + pool.words
+    test = partial(_taken, pool, place)
+    if distance:
+        told = f"shifted: they hold position p{p:+d}{words}" if p else f"the rows{words}"
+        kind = "shifted" if p else "other place"
+        return Origin(kind, told, test, shift=0 if words else p) if p or words else None
+    explained = test(wrong)
+    alone = int(explained.sum()) == 1
+    shift = p - int(wrong.position[explained][0]) if alone and not words else 0
+    told = f"a duplicate of position {p}" if alone else f"duplicates of position {p}"
+    return Origin("duplicated", told + words, test, shift=shift, whole=alone)

@@ -25,7 +25,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True)
 class View:
-    """What a segment was handed: `rows` `[B, W, H, D]` in float64 at `positions` `[B, W]`."""
+    """What a segment was handed: `rows` `[B, W, H, D]` in a wide format at `positions` `[B, W]`."""
 
     rows: Array
     positions: Array
@@ -55,6 +55,12 @@ class Wrong:
         places = self.sequence[keep], self.slot[keep], self.head[keep], self.position[keep]
         return Wrong(*places, self.held[keep], self.wanted[keep], self.error[keep], self.noise)
 
+    def some(self, most: int) -> Wrong:
+        """At most so many of them, evenly spread."""
+        if len(self) <= most:
+            return self
+        return self.only(np.unique(np.linspace(0, len(self) - 1, most).astype(np.int64)))
+
     def are(self, rows: Array, known: Array | None = None) -> Array:
         """Which rows hold `rows` `[N, D]`: within the noise, and far closer than what they should hold."""
         gap = _norm(self.held - rows)
@@ -67,13 +73,19 @@ def _norm(rows: Array) -> Array:
 
 
 def by_heads(array: Array, axes: str) -> Array:
-    """`[B, T, H, D]` in float64; a tap without heads has one."""
+    """`[B, T, H, D]` in float32 or wider; a tap without heads has one."""
     rest = [letter for letter in axes.split() if letter not in ("b", "t", "p")]
     rows = rows_first(array, axes)
     if "h" in rest:
         rows = np.moveaxis(rows, 2 + rest.index("h"), 2)
-        return rows.reshape(*rows.shape[:3], -1).astype(np.float64)
-    return rows.reshape(*rows.shape[:2], 1, -1).astype(np.float64)
+        return _wide(rows).reshape(*rows.shape[:3], -1)
+    return _wide(rows).reshape(*rows.shape[:2], 1, -1)
+
+
+def _wide(rows: Array) -> Array:
+    """Contiguous; float32 and float64 as they are, narrower formats in float32."""
+    dtype = np.float64 if rows.dtype == np.float64 else np.float32
+    return np.ascontiguousarray(rows, dtype)
 
 
 def view_of(records: Sequence[Record]) -> View:
@@ -103,6 +115,8 @@ class Source:
         rows: Array | None = None
         known = np.zeros(positions.shape, np.bool_)
         for side, axes in self._sides:
+            if rows is not None and known[positions >= 0].all():
+                break
             try:
                 found, there = side.at(step, positions)
             except InconclusiveError:
@@ -123,14 +137,17 @@ def _heads_of(rows: Array, axes: str) -> Array:
 
 def wrong_rows(view: View, expected: Array, known: Array, noise: float) -> Wrong:
     """The rows of a view whose content is not the one expected, `[B, W, H, D]`."""
-    error, scale = _norm(view.rows - expected), _norm(expected)
-    floor = 0.1 * float(np.sqrt(np.mean(scale[known] ** 2))) if known.any() else 0.0
-    off = ~(error <= max(SAME, noise) * np.maximum(scale, floor)) & known[..., None]
-    sequence, slot, head = np.nonzero(off)
-    at = sequence, slot, head
+    off = (view.rows != expected).any(axis=3) & known[..., None]
+    at = np.nonzero(off)
+    held, wanted = view.rows[at].astype(np.float64), expected[at].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error, scale = _norm(held - wanted), _norm(wanted)
+    floor = 0.1 * float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)) * expected.shape[3]))
+    beyond = ~(error <= max(SAME, noise) * np.maximum(scale, floor))
+    sequence, slot, head = (index[beyond] for index in at)
+    gap = np.nan_to_num(error[beyond], nan=np.inf)
     position = view.positions[sequence, slot]
-    gap = np.nan_to_num(error[at], nan=np.inf)
-    return Wrong(sequence, slot, head, position, view.rows[at], expected[at], gap, noise)
+    return Wrong(sequence, slot, head, position, held[beyond], wanted[beyond], gap, noise)
 
 
 def cache_records(run: Run, tap: str) -> Mapping[int, Sequence[Record]]:
