@@ -116,6 +116,8 @@ class _Running:
                 return None
             given = [(item, right.answering(item)) for item in given_to(module, args, kwargs)]
             new = {id(item.tensor): self._handed(path, number, item, want) for item, want in given}
+            if all(new[id(item.tensor)] is item.tensor for item, _ in given):
+                return None
             return rebuilt(args, new), rebuilt(kwargs, new)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -131,8 +133,8 @@ class _Running:
         """The tensor that the module goes on with: the reference's, where there is one of the kind."""
         if want is None or not _comparable(own.tensor, want.tensor):
             return own.tensor
-        right = _unhidden(own.tensor, want.tensor.to(own.tensor.device, own.tensor.dtype))
-        if torch.equal(own.tensor, right):
+        right = want.tensor.to(own.tensor.device, own.tensor.dtype)
+        if torch.equal(own.tensor, right) or _alike_hidden(own.tensor, right):
             self.known.add(own.tensor)
             return own.tensor
         if not self.loose and not any(_same(own.tensor, other) for other in self.convicted):
@@ -167,7 +169,7 @@ class _Running:
             new[id(own)] = self._instead(own, want.to(own.device, own.dtype))
         self.loose -= inside if matched else set()
         self.loose |= set() if matched or not right.returned else {path}
-        return rebuilt(output, new) if new else output
+        return rebuilt(output, new) if any(id(made) != own for own, made in new.items()) else output
 
     def _instead(self, own: Tensor, right: Tensor) -> Tensor:
         """A tensor like `own` with other values; `own` stays what it is for whoever holds it."""
@@ -208,11 +210,11 @@ def _comparable(own: Any, right: Tensor) -> bool:
     )
 
 
-def _unhidden(own: Tensor, right: Tensor) -> Tensor:
-    """The right values; where both hide something from a softmax, the port's own way to do so."""
+def _alike_hidden(own: Tensor, right: Tensor) -> bool:
+    """Whether both are masks that hide the same places from a softmax, by whatever number."""
     if not own.is_floating_point() or not own.numel() or max(own.max(), right.max()) > 0:
-        return right
-    return torch.where((own <= HIDES) & (right <= HIDES), own, right)
+        return False
+    return torch.equal(own.clamp(min=HIDES), right.clamp(min=HIDES))
 
 
 def _same(one: Any, other: Any) -> bool:
