@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from parity.harness.errors import UserError, did_you_mean
 from .compile.chips import CHIPS, MODES, Chip, Mode, chip_named, group_size_for, mode_for
 from .compile.tables import check_formats, read_qtable
 
+#: Behind a segment's name, in a folder with one table each.
+ENDING = "_qtable.txt"
 #: How far towards the chip a candidate goes. `tapped` is the simulator on a build whose taps are outputs.
 LEVELS = ("onnx", "top", "tpu", "sim", "tapped")
 SUFFIXES = tuple(dict.fromkeys(chip.suffix for chip in CHIPS.values()))
@@ -59,7 +62,7 @@ def parse_arg(name: str, arg: str, *, chip: str, mode: str) -> Asked:
             elif key == "table":
                 asked = replace(asked, table=_file(f"{name}:table", value, folder=True))
             elif key == "qtable":
-                asked = replace(asked, qtable=_file(f"{name}:qtable", value))
+                asked = replace(asked, qtable=_file(f"{name}:qtable", value, folder=True))
             else:
                 near = did_you_mean(key, ("group", "table", "qtable"))
                 raise UserError(f"{name}:{arg}: {key!r} is unknown. {near}")
@@ -91,8 +94,22 @@ def _sound(name: str, asked: Asked, mode: str, group: int | None) -> Asked:
         )
     found = mode_for(asked.chip, mode)
     if asked.qtable is not None:
-        check_formats(asked.qtable, read_qtable(asked.qtable), asked.chip, found)
+        for path in set(qtables(asked.qtable).values()) or {asked.qtable}:
+            check_formats(path, read_qtable(path), asked.chip, found)
     return replace(asked, mode=found, group_size=group_size_for(found, group))
+
+
+def qtables(path: Path | None, names: Collection[str] = ()) -> dict[str, Path]:
+    """Segment -> table: the one of all of `names`, or those of a folder. UserError for a table of none."""
+    if path is None or not path.is_dir():
+        return {} if path is None else dict.fromkeys(names, path)
+    found = {file.name.removesuffix(ENDING): file for file in sorted(path.glob(f"*{ENDING}"))}
+    if not found:
+        raise UserError(f"qtable={str(path)!r}: holds no SEGMENT{ENDING}")
+    lost = [name for name in found if names and name not in names]
+    if lost:
+        raise UserError(f"qtable={str(found[lost[0]])!r}: is of no segment. {did_you_mean(lost[0], names)}")
+    return found
 
 
 def _path(name: str, arg: str) -> tuple[Path | None, list[str]]:

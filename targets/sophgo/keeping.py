@@ -8,6 +8,7 @@ from pathlib import Path
 from parity.harness.errors import UserError
 from parity.harness.segmented import Executor
 
+from .asked import ENDING
 from .compile import Artefact
 from .compile.chips import chip_named
 from .compile.mlir import read_graph
@@ -15,8 +16,6 @@ from .compile.names import tensors
 from .compile.tables import write_qtable
 from .executor import SimExecutor
 
-#: Behind a segment's name, in a folder with one table each.
-ENDING = "qtable.txt"
 #: What is no operator that computes.
 _STILL = ("top.Input", "top.Weight", "top.None")
 
@@ -33,7 +32,7 @@ def write_tables(executor: Executor, segments: Sequence[str], folder: Path) -> l
         raise UserError(f"qtable={str(folder)!r}: cannot be made ({error.strerror}); name another") from error
     written = []
     for name in segments:
-        path = folder / f"{name}_{ENDING}"
+        path = folder / f"{name}{ENDING}"
         artefact = executor.artefacts[name]
         write_qtable(path, dict.fromkeys(operators(artefact), kept_format(artefact)))
         written.append(path)
@@ -49,11 +48,3 @@ def kept_format(artefact: Artefact) -> str:
     """The widest float format that the chip mixes with codes."""
     modes = chip_named(str(artefact.manifest["chip"])).modes
     return next(word.upper() for word in ("f16", "bf16", "f32") if word in modes)
-
-
-def table_of(path: Path | None, segment: str) -> Path | None:
-    """A segment's table out of a folder, or the one table of all."""
-    if path is None or path.is_file():
-        return path
-    found = path / f"{segment}_{ENDING}"
-    return found if found.is_file() else None

@@ -21,7 +21,7 @@ from ..onnx.build import choose_segments
 from ..onnx.executor import OnnxExecutor
 from ..onnx.runtime import Runtime
 from ..onnx.session import CachePlan
-from .asked import Asked
+from .asked import Asked, qtables
 from .calibrating import Inputs, calibration_tables, segment_inputs
 from .compile import Artefact, CompileJob, Interpreter, compile_model
 from .compile.estimate import announce
@@ -188,7 +188,7 @@ def compiled(
 
     What the others will take is said first; UserError where the disk has no room for it.
     """
-    tapped = asked.level == "tapped"
+    tapped, kept = asked.level == "tapped", qtables(asked.qtable, made)
     jobs = [
         CompileJob(
             name,
@@ -197,7 +197,7 @@ def compiled(
             asked.mode.name,
             group_size=asked.group_size or None,
             calibration=tables.get(name),
-            qtable=asked.qtable,
+            qtable=kept.get(name),
             outputs=(*graph.outputs, *graph.inner) if tapped else graph.outputs,
             taps=graph.taps,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from parity.harness.case import Case, Wiring
 from parity.harness.errors import UserError
 from parity.harness.progress import Progress
+from parity.harness.segmented import Executor
 from parity.harness.target import Facts, Options, Session, Unobserved
 from parity.harness.values import Values
 
@@ -106,6 +108,12 @@ class ChipTarget:
             return None
         words = [word for word in arg.split("+") if word and word not in LEVELS]
         return "+".join([*words, "tpu"])
+
+    def keep(self, executor: Executor, segments: Sequence[str], folder: Path) -> list[Path]:
+        """Tables for `+qtable=FOLDER` that keep every operator of these segments in a float format."""
+        from .keeping import write_tables
+
+        return write_tables(executor, segments, folder)
 
     def asked(self, arg: str) -> Asked:
         """What an argument says."""
