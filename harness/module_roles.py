@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from .arrays import to_array
 from .case import Role
 from .explaining.maths import ACTIVATIONS
+from .explaining.op import Op
+from .module_attention import attention_of
 from .module_calls import Captured, TooMuchError, capture
 from .module_glue import glue_of
 from .seeding import seeded
@@ -68,6 +70,15 @@ class ModuleOps:
             return None
         self._glued |= {(name, call): value for name, value in found.others.items()}
         return found.role
+
+    def attention(self, tap: str, call: int) -> Op | None:
+        """The attention that makes what a module is handed, with all its rows; None: there is none."""
+        held = self.captured.calls.get((tap.removeprefix(TAP).rpartition(IN)[0], call))
+        if held is None or not held.given or held.given[0].tensor.ndim != 3:
+            return None
+        linear = {name: role for name, role in self.roles.items() if role.role == "linear"}
+        value = to_array(held.given[0].tensor).astype(np.float64)
+        return attention_of(self.captured, tap, call, linear, value)
 
     def value(self, tap: str, call: int) -> np.ndarray[Any, Any] | None:
         """What a leaf was given first (`module:PATH:in`) or returned; None where that is not known."""

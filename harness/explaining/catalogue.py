@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from . import attention, cache, embedding, linear, mlp, norms, numbers, residual, rope, rows, softmax
+from . import (
+    attention,
+    cache,
+    embedding,
+    linear,
+    mlp,
+    norms,
+    numbers,
+    residual,
+    rope,
+    rotation,
+    rows,
+    softmax,
+)
 from .op import Hypothesis
 
-FAMILIES = (embedding, rope, attention, softmax, norms, mlp, linear, residual, cache, rows, numbers)
+FAMILIES = (embedding, rope, rotation, attention, softmax, norms, mlp, linear, residual, cache, rows, numbers)
 
 CATALOGUE: tuple[Hypothesis, ...] = tuple(
     found for family in FAMILIES for found in vars(family).values() if isinstance(found, Hypothesis)

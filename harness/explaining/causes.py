@@ -123,10 +123,12 @@ class _Case:
     def _op(self, facing: Facing, floor: float) -> tuple[Op | None, float]:
         """The op and how exactly it gives the reference's output; without its role where it does not."""
         role = self.evidence.role(facing.tap, facing.call)
-        op = None if role is None or role.role not in ROLES else op_of(self.evidence, facing, role)
-        if role is None:
+        op = None if role is not None and role.role not in ROLES else op_of(self.evidence, facing, role)
+        if op is not None and not op.role:
+            op = None
+        if role is None and op is None:
             self._note("the reference says nothing of the op behind it")
-        elif op is None:
+        elif op is None and role is not None:
             self._note(f"the op behind it ({role.role}) or its inputs are not known here")
         if op is not None:
             right = unchanged(op)

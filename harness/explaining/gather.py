@@ -17,7 +17,7 @@ from ..errors import ParityError
 from ..isolation import EXPECTED, HANDED
 from ..values import Values as Recorded
 from ..values import batch_positions, positional, records_of, rows_back, rows_first
-from .op import Values
+from .op import Op, Values
 
 if TYPE_CHECKING:
     from ..trace import Record, Run
@@ -42,6 +42,9 @@ class Ops(Protocol):
 
     def glue(self, tap: str, call: int) -> Role | None:
         """The op between modules that makes what a module is handed; None: not known."""
+
+    def attention(self, tap: str, call: int) -> Op | None:
+        """The attention between modules that makes it, with all its rows; None: there is none."""
 
 
 #: Larger weights stay float32.

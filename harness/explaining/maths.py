@@ -153,6 +153,7 @@ def repeat_heads(heads: int, groups: int) -> Values:
 def may_attend(op: Op, memory: Memory, *, ahead: int = 0, wider: int = 0, window: bool = True) -> Values:
     """`[N, S]`: rows that exist, not later than `ahead` behind the token, not older than the window."""
     at = np.arange(memory.known.shape[1])
+    ahead += 0 if op.number("causal", 1.0) else len(at)
     allowed = memory.known[op.sequence] & (at <= op.position[:, None] + ahead)
     if window and op.around.window is not None:
         allowed = allowed & (at > op.position[:, None] - (op.around.window + wider))

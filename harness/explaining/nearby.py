@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ..case import Role
+from ..isolation import HANDED
 from ..values import records_of, rows_first, token_axis
 from .gather import Facing, as_floats
 from .op import LINEAR, Memory, Op, Values
@@ -26,6 +27,10 @@ NEIGHBOURS, MOST_WEIGHTS = 48, 1 << 25
 
 def op_of(evidence: Evidence, facing: Facing, role: Role | None, *, whole: bool = False) -> Op | None:
     """The op behind a tap with its inputs; without a role only its output. None where an input is lost."""
+    if role is None and HANDED in facing.tap and evidence.ops is not None:
+        whole_op = evidence.ops.attention(facing.tap, facing.call)
+        if whole_op is not None:
+            return _with_seen(whole_op, facing, whole=whole)
     chosen = Chosen.of(facing)
     if not len(chosen.at[0]):
         return None
@@ -47,6 +52,29 @@ def op_of(evidence: Evidence, facing: Facing, role: Role | None, *, whole: bool 
         role.parameters, evidence.weights(role), chosen.at[0], around.position, memory,
         chosen.take(facing, facing.seen),
     )  # fmt: skip
+
+
+def _with_seen(op: Op, facing: Facing, *, whole: bool) -> Op:
+    """An attention with what the candidate made; of many rows some, the worst among them."""
+    op = replace(op, seen=facing.seen.reshape(op.expected.shape))
+    assert op.memory is not None
+    cost = 2 * op.memory.keys.shape[1] * op.expected[0].size
+    most = int(np.clip(WORK // cost, FEWEST, MOST))
+    if whole or len(op.expected) <= most:
+        return op
+    gap = ((op.seen - op.expected).reshape(len(op.expected), -1) ** 2).sum(1)
+    spread = np.linspace(0, len(gap) - 1, most - most // 2).astype(np.int64)
+    kept = np.unique(np.concatenate((np.argsort(-gap, kind="stable")[: most // 2], spread)))
+    turning = op.turning and replace(op.turning, queries=op.turning.queries[kept])
+    return replace(
+        op,
+        inputs=(op.inputs[0][kept],),
+        expected=op.expected[kept],
+        seen=op.seen[kept],
+        sequence=op.sequence[kept],
+        position=op.position[kept],
+        turning=turning,
+    )
 
 
 @dataclass(frozen=True)

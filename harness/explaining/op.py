@@ -67,6 +67,16 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Turning:
+    """Queries `[N, H, D]` and keys `[B, S, G, D]` before the rotation that an attention makes itself."""
+
+    queries: Values
+    keys: Values
+    base: float
+    pairs: bool
+
+
+@dataclass(frozen=True)
 class Op:
     """What an op was given and what it made of it, at one step.
 
@@ -87,6 +97,7 @@ class Op:
     position: Values = field(default_factory=lambda: np.zeros(0, np.int64))
     memory: Memory | None = None
     seen: Values = field(default_factory=lambda: np.zeros(0))
+    turning: Turning | None = None
 
     @property
     def x(self) -> Values:
