@@ -75,7 +75,7 @@ def measure_noise(
     dtype = narrowest(dtypes)
     if dtype not in BITS or not _executable(case):
         return Measured({}, {})
-    path = _path(case, dtype, cache)
+    path = _path(case_digest(case), dtype, cache)
     if not path.exists():
         _store(path, _measure(case, dtype, progress))
     return _load(path)
@@ -89,7 +89,8 @@ def measure_spread(
         return {}
     base = base_spec(dtype) if isinstance(case, ModuleCase) or dtype == "float32" else f"torch:{dtype}"
     same = [name for name in BITS if base_spec(name) == base]
-    paths = [_path(case, f"spread {base}", cache), *(_path(case, name, cache) for name in same)]
+    about = case_digest(case)
+    paths = [_path(about, name, cache) for name in (f"spread {base}", *same)]
     known = next((path for path in paths if path.exists()), None)
     if known is None:
         known = paths[0]
@@ -174,11 +175,11 @@ def _code(case: ModuleCase) -> str:
     return total.hexdigest()
 
 
-def _path(case: Case | ModuleCase, dtype: str, cache: Path) -> Path:
+def _path(about: Mapping[str, Any], dtype: str, cache: Path) -> Path:
     import torch
 
     text = json.dumps(
-        [VERSION, case_digest(case), dtype, torch.__version__, torch.get_num_threads()],
+        [VERSION, about, dtype, torch.__version__, torch.get_num_threads()],
         sort_keys=True,
         default=str,
     )

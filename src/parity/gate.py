@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity.harness.comparison import Comparison, Finding
+from parity.harness.judge import Floor
 from parity.harness.noise import AGAIN, Noise, unsteady
 from parity.harness.progress import Progress
 
@@ -34,11 +35,14 @@ def gated(
     progress: Progress,
 ) -> Comparison:
     """The comparison with what the reference's steadiness says of it; `runs` are reference and candidate."""
-    explained = {}
+    own = dtypes_of(runs[0])[0]
+    explained: dict[str, Floor] = {}
+    spread: dict[str, Noise] = {}
     if rules.floors:
         measured = measure_noise(case, dtypes_of(*runs), cache, progress=progress)
         explained = {tap: noise.floor for tap, noise in measured.explained.items()}
-    spread = measure_spread(case, dtypes_of(runs[0])[0], cache, progress=progress)
+        spread = dict(measured.spread) if own == "float32" else {}
+    spread = spread or dict(measure_spread(case, own, cache, progress=progress))
     found = unsteady(comparison.records, spread, rules.tolerance, explained or rules.floors)
     findings = (*comparison.findings, *spread_findings(spread))
     unsound = comparison.unsound or (_unsound(found) if found else "")
