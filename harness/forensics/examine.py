@@ -181,7 +181,7 @@ class _Examiner:
             found.append((origin[0], wrong.only(origin[1])))
             wrong = wrong.only(~origin[1])
         if len(wrong) and (found or self.row.segment == CACHE):
-            rest = Origin("unknown", "hold nothing that the run recorded elsewhere", origins.every)
+            rest = Origin("unknown", "of no known origin", origins.every)
             found.append((rest, wrong))
         for kind, rows in _exchanged(found):
             yield from _grouped(self.row, kind, rows, shape)
@@ -219,7 +219,7 @@ class _Examiner:
 
     def _far(self, wrong: Wrong) -> Iterator[Origin]:
         for reset in reversed(self.resets):
-            words = f"stale: what their positions held before the reset at step {reset}"
+            words = f"stale (from before the reset at step {reset})"
             past = self._pool(self.source, reset - 1, "stale", words)
             if past is not None:
                 yield from origins.same_place(wrong, past)
@@ -236,8 +236,8 @@ class _Examiner:
         wiring = self.candidate.provenance.get("wiring") or self.reference.provenance.get("wiring") or {}
         segment = {row["cache"]: row["segment"] for row in wiring.get("caches", ())}
         if segment.get(cache) == segment.get(self.row.tap):
-            return "swapped", f"the rows of {source}: keys and values swapped"
-        return "other layer", f"the rows of {source}"
+            return "swapped", f"holding the rows of {source}: keys and values swapped"
+        return "other layer", f"holding the rows of {source}"
 
     def _pool(self, tap: str, step: int, kind: str, words: str) -> Pool | None:
         key = tap, step

@@ -216,7 +216,7 @@ def _moved(wrong: Wrong, pool: Pool, place: Place) -> Origin | None:
     words = f" of head {h}" * (h >= 0) + f" of sequence {b}" * (b >= 0) + pool.words
     test = partial(_taken, pool, place)
     if distance:
-        told = f"shifted: they hold position p{p:+d}{words}" if p else f"the rows{words}"
+        told = f"shifted: holding position p{p:+d}{words}" if p else f"holding the rows{words}"
         kind = "shifted" if p else "other place"
         return Origin(kind, told, test, shift=0 if words else p) if p or words else None
     explained = test(wrong)

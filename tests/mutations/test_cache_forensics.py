@@ -91,7 +91,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, tuple[st
         views(lambda view: np.roll(view, 1, axis=2), "layer1.ks"),
         "layer1.ks",
         GROW,
-        ("layer1.ks: rows 1..24 shifted: they hold position p-1",),
+        ("layer1.ks: rows 1..24 shifted: holding position p-1",),
     ),
     "zeros": (views(zeroed, "layer0.vs"), "layer0.vs", GROW, ("head 1 of layer0.vs: rows 3..4 missing",)),
     "doubled": (
@@ -129,7 +129,7 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, tuple[st
         appends(other_cache("layer0.ks"), "layer2.ks"),
         "layer2.ks",
         GROW,
-        ("layer2.ks: rows 0..24 the rows of layer0.k",),
+        ("layer2.ks: rows 0..24 holding the rows of layer0.k",),
     ),
 }
 
@@ -142,7 +142,7 @@ def test_what_wrong_rows_hold_is_named(name: str, hold: Any, monkeypatch: pytest
     assert comparison.culprits[0].tap == tap
     for words in said:
         assert words in comparison.culprits[0].evidence
-    assert "nothing that the run recorded" not in comparison.culprits[0].evidence
+    assert "no known origin" not in comparison.culprits[0].evidence
 
 
 def test_a_head_that_is_not_written_any_more_is_stale(hold: Any, monkeypatch: pytest.MonkeyPatch) -> None:

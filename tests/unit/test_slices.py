@@ -38,6 +38,20 @@ def test_a_fault_is_named_by_its_slice(place: tuple[object, ...], said: str) -> 
     assert words(place) == said
 
 
+def test_whole_pages_of_a_cache_are_named() -> None:
+    place = np.s_[:, :, 128:384]
+    assert words(place, positions=np.arange(512)) == "pages 1..2 (positions 128..383)"
+    assert words(place) == "positions 128..383"
+    assert words(place, positions=np.arange(1, 513)) == "positions 129..384"
+
+
+def test_features_are_named() -> None:
+    e = np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32)
+    a = e.copy()
+    a[:, :, 3] += 1
+    assert worst_slice(measure(a, e, axes="b t f")) == "feature 3"
+
+
 def test_evenly_spread_noise_is_everywhere() -> None:
     assert worst_slice(measure(E + NOISE, E, axes="b h p d")) == "everywhere"
 
