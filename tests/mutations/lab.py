@@ -7,7 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 import parity
 from parity.harness.comparison import Comparison
 from parity.harness.errors import ParityError
+from parity.harness.folders import cache_folder
 
 from . import dumping, patches
 from .plant import Apply
@@ -52,8 +53,11 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._keep_toolchains()
         self._healthy: dict[tuple[str, str, str], Ran] = {}
         self._count = 0
+        #: Milliseconds that naming the causes took, of every run that departed.
+        self.explaining: list[float] = []
 
     def healthy(self, name: str, cand: str, options: Mapping[str, Any] | None = None) -> Ran:
         """The same run without a patch: it fills the caches and is the measure of a bug that nobody saw."""
@@ -117,17 +121,26 @@ class Lab:
                 if cand == "onnx:exported":
                     cand = f"onnx:{self._exported()}"
                 ref = against or self.reference(name)
-                result = parity.run(ref, [f"port={cand}"], out=out, report=False, **asked)
+                with self._timed():
+                    result = parity.run(ref, [f"port={cand}"], out=out, report=False, **asked)
             except ParityError as error:
                 return Ran(None, time.perf_counter() - begin, str(error))
         return Ran(next(iter(result)), time.perf_counter() - begin)
+
+    def _keep_toolchains(self) -> None:
+        """Compilers of chips are installed in the cache of every day; everything else is the lab's own."""
+        held, link = cache_folder() / "toolchains", self.folder / "cache" / "toolchains"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if held.is_dir() and not link.exists():
+            with suppress(FileExistsError):
+                link.symlink_to(held)
 
     def _exported(self) -> Path:
         """Segments of our model as files of somebody else's."""
         folder = self.folder / "exported"
         if not folder.exists():
             with self._scratch() as draft:
-                parity.export(draft, model="klm-tiny", weights="random:0", exporter=EXPORTER)
+                parity.export(draft, model="klm-tiny", weights="random:0", exporter=EXPORTER, masked=True)
                 os.replace(draft, folder)
         return folder
 
@@ -145,6 +158,24 @@ class Lab:
             yield out
         finally:
             shutil.rmtree(out, ignore_errors=True)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What explaining costs, measured where the comparison asks for it."""
+        from parity.harness import compare
+
+        explain = compare.causes_of
+
+        def causes_of(comparison: Comparison, *rest: Any) -> Any:
+            begin = time.perf_counter()
+            found = explain(comparison, *rest)
+            if comparison.first is not None:
+                self.explaining.append(1e3 * (time.perf_counter() - begin))
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compare, "causes_of", causes_of)
+            yield
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:

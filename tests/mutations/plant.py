@@ -15,6 +15,9 @@ CODE = ("segmented", "prefilled")
 WEIGHTS = ("segmented", "onnx")
 MATRIX = ("segmented", "prefilled", "onnx", "segmented:grow", "segmented:recompute", "segmented:bf16")
 
+#: Targets that compile what was exported: whatever is planted into exported code reaches them too.
+CHIPS = ("cvi", "bm1684x")
+
 #: What a tap of the cache belongs to, in the words of the report.
 CACHE = re.compile(r"layer\d+\.[kv]s$")
 
@@ -55,9 +58,18 @@ class Plant:
     def birth(self, cand: str) -> Birth:
         """Where it is born in this target; one that starts from a shipped prompt has no step 0."""
         found = Birth.read(self.where.get(cand, self.born))
-        if cand.startswith("prefilled") and cand not in self.where:
+        if cand.startswith(("prefilled", *CHIPS)) and cand not in self.where:
             return Birth(found.tap, max(found.step, 1))
         return found
+
+    def case(self, cand: str) -> str:
+        """The setting; a chip's builds have no mask, so that their prompt fills the window."""
+        return "chip" if cand.startswith(CHIPS) else self.setting
+
+    def reaches(self, cand: str) -> bool:
+        """Whether it can be planted there at all."""
+        known = self.targets(full=True)
+        return cand in known or (cand.startswith(CHIPS) and "onnx" in known)
 
     def targets(self, *, full: bool) -> tuple[str, ...]:
         """Where it is planted."""

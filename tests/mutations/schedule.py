@@ -30,7 +30,7 @@ def planted(plants: Sequence[Plant], chosen: Chosen) -> list[tuple[Plant, str]]:
     """Every bug in its targets of every day, and a seeded few of the rest; with `full` all of it."""
     named = _named(plants, chosen)
     if chosen.cands:
-        return [(plant, cand) for plant in named for cand in plant.targets(full=True) if cand in chosen.cands]
+        return [(plant, cand) for plant in named for cand in chosen.cands if plant.reaches(cand)]
     pairs = [(plant, cand) for plant in named for cand in plant.targets(full=chosen.full)]
     if chosen.full or chosen.names != "*":
         return pairs

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
+import pytest
+
 from .lab import Lab, Ran
 from .plant import Harmless, Plant, part_of
 
@@ -140,10 +142,11 @@ def judge(plant: Plant, cand: str, lab: Lab) -> Outcome:
     """Plant it, look at what is said, and measure it where nothing is said."""
     birth = plant.birth(cand)
     expected = f"{birth.tap}@{birth.step}"
-    ran = lab.planted(plant.setting, cand, plant.apply)
+    case = plant.case(cand)
+    ran = lab.planted(case, cand, plant.apply)
     about = {"name": plant.name, "family": plant.family, "cand": cand, "expected": expected}
     if ran.verdict != "divergence":
-        size = lab.size(plant.setting, cand, plant.apply) if ran.verdict == "parity" else None
+        size = lab.size(case, cand, plant.apply) if ran.verdict == "parity" else None
         return Outcome(
             **about, verdict=ran.verdict, size=size, seconds=ran.seconds, error=_error(ran), ratio=_worst(ran)
         )
@@ -211,5 +214,34 @@ def scored(bugs: Iterable[Outcome], harmless: Iterable[Alarm], **facts: Any) -> 
 
 
 def costs(lab: Lab) -> dict[str, Any]:
-    """What diagnosis cost where the runs say it."""
-    return {}
+    """What diagnosis cost: explaining in every run that departed, isolation on somebody's module."""
+    found = {"forwards of the reference that isolation takes": isolation_forwards(lab)}
+    if lab.explaining:
+        found["milliseconds of explaining, median"] = median(lab.explaining)
+    return found
+
+
+def isolation_forwards(lab: Lab) -> float:
+    """Calls of a whole module, reference or port, while its submodules are isolated."""
+    from parity.harness.module_session import ModuleSession
+
+    from .zoo import Encoder
+
+    isolate, forward = ModuleSession._isolate, Encoder.forward
+    calls = {"inside": 0, "all": 0}
+
+    def isolated(self: Any, *arguments: Any) -> None:
+        before = calls["all"]
+        isolate(self, *arguments)
+        calls["inside"] = calls["all"] - before
+
+    def called(self: Any, ids: Any) -> Any:
+        calls["all"] += 1
+        return forward(self, ids)
+
+    def counted(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(ModuleSession, "_isolate", isolated)
+        patch.setattr(Encoder, "forward", called)
+
+    lab.planted("zoo:encoder", "module:mutations.zoo:encoder_port", counted)
+    return float(calls["inside"])

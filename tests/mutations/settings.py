@@ -20,6 +20,8 @@ SETTINGS |= {
     for name in ("default", "batch3", "reset", "exact")
 }
 
+SETTINGS["chip"] = {**SETTINGS["brief"], "scenario": "exact", "steps": 2}
+
 
 def setting(name: str) -> Mapping[str, Any]:
     """Options of a setting; `zoo:NAME` is a module of `zoo.py` with its inputs."""

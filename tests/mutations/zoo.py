@@ -64,6 +64,8 @@ def gpt2() -> nn.Module:
         n_embd=32,
         n_layer=2,
         n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
         use_cache=False,
         attn_implementation="eager",
     )

@@ -152,7 +152,7 @@ def _past_by_one(original: Any, self: Any, scores: Tensor, mask: Tensor | None) 
 CHUNK: dict[str, Any] = {"setting": "chunk", "on": ("segmented:grow", "segmented"), "also": ()}
 
 PLANTS = [
-    _hidden("missing", _no_mask, ("mask|pad|hidden|every row|all rows",)),
+    _hidden("missing", _no_mask, ("mask|pad|hidden|every row|all rows|unfilled",)),
     _hidden("added-as-zero-and-one", _added_as_bits, ("mask|bias|0/1|boolean",)),
     _hidden("off-by-one", _rolled, ("mask", "one|shift|roll|off by|by 1|earlier|later")),
     _hidden("too-weak", _weak, ("mask", "fill|-4|weak|constant|large enough|small")),
@@ -168,11 +168,15 @@ PLANTS = [
     _attend("kv-heads-tiled", _tiled, ("tile|group|repeat|kv head|modulo",)),
     _attend("one-kv-head-for-all", _one_kv_head, ("kv head|group|head",)),
     _attend("queries-rounded", _low_queries, ("bf16|bfloat16",)),
-    _attend("softmax-plus-one", _softmax(_plus_one), ("plus one|off by one|1 \\+|\\+ ?1|sink|denominator",)),
+    _attend("softmax-plus-one", _softmax(_plus_one), ("plus one|1 added|sink|denominator",)),
     _attend("softmax-in-bf16", _softmax(lambda s: s.bfloat16().softmax(-1).to(s.dtype)), ("bf16|bfloat16",)),
     _attend("softmax-in-half", _softmax(lambda s: s.half().softmax(-1).to(s.dtype)), ("fp16|float16|half",)),
     _attend("scores-capped", _softmax(lambda s: (5 * (s / 5).tanh()).softmax(-1)), ("cap|tanh",)),
-    _attend("softmax-base-two", _softmax(lambda s: (s * 0.6931471805599453).softmax(-1)), ("scale|base",)),
+    _attend(
+        "softmax-base-two",
+        _softmax(lambda s: (s * 0.6931471805599453).softmax(-1)),
+        ("scale|base|powers of 2",),
+    ),
     _attend("sigmoid-for-softmax", _softmax(F.sigmoid), ("sigmoid",)),
     _one_layer("dead-head", _dead_head, ("head|zero",), "layer2.attn"),
     _one_layer("heads-exchanged", _heads_exchanged, ("head|h slices|order",), "layer1.attn"),

@@ -222,7 +222,7 @@ PLANTS = [
     _view("int8", _int8, ("int8|8 bit|8-bit|quanti",), "layer1.vs"),
     _view("saturated", lambda view: view.clip(-1, 1), ("satur|clip|clamp",), "layer2.vs"),
     _view("heads-exchanged", lambda view: view[:, ::-1], ("head|h slices|order",), "layer1.ks"),
-    _view("memory-order", _head_first_memory, ("transpos|layout|memory|reshap|order",), "layer3.ks"),
+    _view("memory-order", _head_first_memory, ("transpos|laid out|layout|memory|reshap|order",), "layer3.ks"),
     _view("scaled", lambda view: view * np.float32(1.02), ("scale|1.02|factor|times",), "layer0.ks"),
     _view(
         "sequences-crossed",

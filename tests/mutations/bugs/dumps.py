@@ -116,8 +116,8 @@ def _dump(name: str, born: str, apply: Apply, says: tuple[str, ...]) -> Plant:
 
 
 PLANTS = [
-    _dump("of-another-step", "layer1.q@2", _of_another_step("layer1.q"), ("step",)),
-    _dump("all-one-step-late", "embed@2", _steps(_all_one_step_late), ("step",)),
+    _dump("of-another-step", "layer1.q@2", _of_another_step("layer1.q"), ("step|before",)),
+    _dump("all-one-step-late", "embed@2", _steps(_all_one_step_late), ("step|before",)),
     _dump("bits-as-half", "layer1.norm1", _records("layer1.norm1", _bits), ("bits|bf16|fp16",)),
     _dump("bits-as-integers", "layer2.mlp", _records("layer2.mlp", _integers), ("bits|bf16|integer",)),
     _dump("scale-not-undone", "layer0.o", _records("layer0.o", _codes), ("scale|times|factor|int8|quanti",)),
@@ -126,9 +126,17 @@ PLANTS = [
         "channels-last", "layer2.q", _records("layer2.q", _channels_last), ("layout|transpos|order|permut",)
     ),
     _dump("rows-padded", "layer1.attn", _records("layer1.attn", _aligned), ("shift|pad|row|stride",)),
-    _dump("positions-late", "layer1.k", _positions_late("layer1.k"), ("position|shift|roll|by 1|step",)),
     _dump(
-        "late-steps-empty", "layer2.attn@3", _records("layer2.attn", np.zeros_like, start=3), ("zero|empty",)
+        "positions-late",
+        "layer1.k",
+        _positions_late("layer1.k"),
+        ("position|shift|roll|by 1|step|after|before",),
+    ),
+    _dump(
+        "late-steps-empty",
+        "layer2.attn@3",
+        _records("layer2.attn", np.zeros_like, start=3),
+        ("zero|empty|by 0",),
     ),
     _dump(
         "one-channel",

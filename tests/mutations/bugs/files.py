@@ -119,7 +119,7 @@ PLANTS = [
     ),
     _file("of-another-text", _keys(_another_character), "layer0.ks", ("position|row|duplicat|twice|copy",)),
     _file("last-row-lost", _values(_last_row_lost), "layer0.vs", ("zero|missing|empty|row",)),
-    _file("one-layer-lost", _values(_layer_lost), "layer3.vs", ("zero|missing|empty",)),
+    _file("one-layer-lost", _values(_layer_lost), "layer3.vs", ("zero|missing|empty|lost|by 0",)),
     _file("keys-unrotated", _unrotated, "layer0.ks", ("rotat|rope|rotary",)),
     _file(
         "rope-one-late", _rope(lambda rope: np.roll(rope, -1, axis=2)), "rope", ("position|later|by 1|step",)
@@ -138,5 +138,5 @@ PLANTS = [
     ),
     _file("rope-sine-first", _rope(lambda rope: rope[::-1]), "rope", ("cos", "sin")),
     _beside("table-of-zeros", lambda rope: rope * 0, ("zero",)),
-    _beside("table-one-late", lambda rope: np.roll(rope, 1, 2), ("position|earlier|by 1|later",)),
+    _beside("table-one-late", lambda rope: np.roll(rope, 1, 2), ("position|earlier|by 1|later|shift",)),
 ]

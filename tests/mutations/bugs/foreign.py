@@ -1,4 +1,7 @@
-"""Ports of other people's modules: a transformers LLaMA and GPT-2, plain torch.nn, a convolution."""
+"""Ports of other people's modules: a transformers LLaMA and GPT-2, plain torch.nn, a convolution.
+
+Code between two modules has no tap of its own: it first shows in what the second one is given.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +132,7 @@ PLANTS = [
     _of(
         "llama",
         "scale",
-        "model.layers.1.self_attn.0",
+        "model.layers.1.self_attn.o_proj",
         _set("model.layers.1.self_attn", "scaling", lambda old: old * 2),
         ("scale",),
     ),
@@ -214,21 +217,21 @@ PLANTS = [
     _of(
         "encoder",
         "unscaled",
-        "layers.1.attention",
+        "layers.1.attention.out",
         _forward("layers.1.attention", "mixed", _unscaled),
         ("scale",),
     ),
     _of(
         "encoder",
         "not-causal",
-        "layers.0.attention",
+        "layers.0.attention.out",
         _forward("layers.0.attention", "mixed", _not_causal),
         ("causal|mask|future",),
     ),
     _of(
         "encoder",
         "activation-between",
-        "layers.2",
+        "layers.2.down",
         _forward("layers.2", "activated", lambda inner, x: F.relu(x)),
         ("relu|activation",),
     ),

@@ -90,8 +90,8 @@ def _flushed(x: Tensor) -> Tensor:
 
 
 def _overflows(x: Tensor) -> Tensor:
-    """A format whose largest number is 4."""
-    return torch.where(x.abs() > 4, torch.full_like(x, float("inf")) * x.sign(), x)
+    """A format whose largest number is 2."""
+    return torch.where(x.abs() > 2, torch.full_like(x, float("inf")) * x.sign(), x)
 
 
 def _in_bf16(modules: Modules) -> None:
@@ -172,7 +172,7 @@ PLANTS = [
         "zero-point-forgotten",
         "layer2.mlp",
         _after("seg_2.layer_bottom.mlp.down_proj", lambda x: x + 0.05),
-        ("offset|constant|zero.point|bias",),
+        ("offset|constant|zero.point|bias|added",),
     ),
     _code("product-in-bf16", "layer1.mlp", _in_bf16, ("bf16|bfloat16",)),
     _code("product-in-half", "layer2.o", _in_half, ("fp16|float16|half",)),

@@ -184,7 +184,7 @@ PLANTS = [
         FAMILY,
         "layer0.attn",
         graph("seg_0", _mask_left_out),
-        ("mask|hidden|pad|every row|all rows",),
+        ("mask|hidden|pad|every row|all rows|unfilled",),
         on=("onnx",),
     ),
 ]

@@ -203,7 +203,7 @@ PLANTS = [
         FAMILY,
         "layer2.k",
         edited(_unrotated_keys),
-        ("unrotated|not rotated|without rot|no rot|missing",),
+        ("unrotated|not rotated|without rot|no rot|missing|left out",),
         also=MATRIX,
     ),
     Plant(

@@ -192,7 +192,7 @@ PLANTS = [
         "norm-weight-plus-one",
         "layer2.norm2",
         edited(_norm("seg_2.layer_bottom.ln2", _plus_one)),
-        ("plus one|\\+ ?1|1 \\+",),
+        ("plus one|1 added",),
     ),
     _code(
         "norm-unbiased",
