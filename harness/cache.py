@@ -47,6 +47,12 @@ def missing_rows(query: Positions, key: Positions, window: int | None) -> list[l
     return out
 
 
+def hidden_rows(query: Positions, key: Positions, window: int | None) -> list[list[int]]:
+    """Per sequence, the positions that the cache holds but that its newest query may not attend to."""
+    seen = attendable(query, key, window)[:, -1]
+    return [sorted({int(p) for p in row[~one] if p >= 0}) for row, one in zip(key, seen, strict=True)]
+
+
 def spans(numbers: Sequence[int]) -> str:
     """`3..7, 12` for sorted whole numbers."""
     out: list[str] = []

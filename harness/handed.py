@@ -1,4 +1,7 @@
-"""What a cache hands on: its rows must be those that were appended, and all that a token may attend to."""
+"""What a cache hands on: its rows must be those that were appended, and all that a token may attend to.
+
+Where nothing masks them, they must be no others either: a graph without a mask attends to all it is handed.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cache import missing_rows, spans
+from .cache import hidden_rows, missing_rows, spans
 from .case import CachePolicy
 from .gather import gathered
 from .values import TapRows, batch_positions, positional, records_of
@@ -58,6 +61,7 @@ class Needed:
         self._window = CachePolicy.parse(policy).window if self._known else None
         self._queries = {record.step: record for record in records_of(candidate, "ids") if positional(record)}
         self._candidate = candidate
+        self._bare = candidate.provenance.get("details", {}).get("masked") is False
         if candidate.provenance.get("cache_records") == "rows":
             last = max((record.step for record in records_of(reference, "ids")), default=-1)
             self._queries = {step: query for step, query in self._queries.items() if step == last}
@@ -77,4 +81,13 @@ class Needed:
         for sequence, positions in enumerate(lacking):
             if positions:
                 return f"sequence {sequence}: no row for position {spans(positions)}"
+        if not self._bare:
+            return ""
+        beyond = hidden_rows(batch_positions(query), batch_positions(held), self._window)
+        for sequence, positions in enumerate(beyond):
+            if positions:
+                return (
+                    f"sequence {sequence}: hands out position {spans(positions)}, which the cache policy "
+                    "hides and no mask does"
+                )
         return ""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from . import cache as bookkeeping
+from .errors import InconclusiveError
 from .isolation import SEGMENTS, TAPS, Isolation
 from .tracer import Recorder, recording, trace_tensor
 from .tracer import step as mark_step
@@ -105,6 +106,7 @@ class SegmentedSession:
     hidden: float = HIDDEN
     _isolated: Recorder | None = None
     _history: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    _unfed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.facts = replace(self.facts, single=self.cache.single)
@@ -135,8 +137,8 @@ class SegmentedSession:
     def isolation(self) -> Isolation:
         """How finely the isolated call separates local errors; known once it has run."""
         if isinstance(self.executor, Pinning):
-            return Isolation(TAPS, dict(self.executor.unpinned))
-        return Isolation(SEGMENTS)
+            return Isolation(TAPS, dict(self.executor.unpinned), self._unfed)
+        return Isolation(SEGMENTS, refused=self._unfed)
 
     def close(self) -> None:
         """Free the executor."""
@@ -189,15 +191,30 @@ class SegmentedSession:
         recorder: Recorder,
     ) -> None:
         """The same call on the reference's inputs: what is wrong now was born in this segment."""
+        try:
+            swapped = self._swapped(segment, inputs, now, reference)
+        except (
+            InconclusiveError
+        ) as error:  # rows that the reference never had: the forced replay tells of them
+            self._unfed |= dict.fromkeys(
+                (*segment.taps, *(port.value for port in segment.outputs)), str(error)
+            )
+            return
+        with recording(recorder), now.marked():
+            for item in self._alone(segment.name, swapped, now, reference):
+                trace_tensor(item.tap, item.array, axes=item.axes)
+
+    def _swapped(
+        self, segment: Segment, inputs: Mapping[str, np.ndarray], now: _Pass, reference: Values
+    ) -> dict[str, np.ndarray]:
+        """What the reference would hand to the segment."""
         caches = {row.cache for row in self.wiring.caches}
         swapped = dict(inputs)
         for port in segment.inputs:
             if port.value != "mask":
                 at = self.cache.positions(port.value) if port.value in caches else now.positions
                 swapped[port.name] = reference.like(port.value, now.step.index, at, inputs[port.name])
-        with recording(recorder), now.marked():
-            for item in self._alone(segment.name, swapped, now, reference):
-                trace_tensor(item.tap, item.array, axes=item.axes)
+        return swapped
 
     def _alone(
         self, segment: str, inputs: Mapping[str, np.ndarray], now: _Pass, reference: Values

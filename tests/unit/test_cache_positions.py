@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.harness.cache import attendable, empty, grown, missing_rows, rolled
+from parity.harness.cache import attendable, empty, grown, hidden_rows, missing_rows, rolled
 
 POSITIONS = st.integers(-1, 9)
 
@@ -98,3 +98,19 @@ def test_a_hole_in_a_window_is_named(held: range, lost: list[int]) -> None:
 def test_sequences_are_looked_at_one_by_one() -> None:
     query, key = np.array([[3], [1]]), np.array([[0, 1, 2, 3], [0, -1, -1, -1]])
     assert missing_rows(query, key, None) == [[], [1]]
+
+
+@pytest.mark.parametrize(
+    ("query", "held", "window", "beyond"),
+    [
+        ([7, 8], [3, 4, 5, 6, 7, 8], 5, [3]),
+        ([8], [4, 5, 6, 7, 8], 5, []),
+        ([2], [9, 10, 0, 1, 2], 5, [9, 10]),
+        ([2], [-1, -1, 0, 1, 2], None, []),
+        ([2], [3, 0, 1, 2], None, [3]),
+    ],
+)
+def test_hidden_rows_are_those_that_nothing_but_a_mask_keeps_from_the_newest_query(
+    query: list[int], held: list[int], window: int | None, beyond: list[int]
+) -> None:
+    assert hidden_rows(np.array([query]), np.array([held]), window) == [beyond]
