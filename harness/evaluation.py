@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError
+from .errors import InconclusiveError, UserError
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 #: Nats between two tokens below which a side finds them equally likely: odds of 1.05 to 1.
@@ -115,13 +115,13 @@ class Tally:
         """Logits `[N, V]` of both sides and the tokens `[N]` that came; `first` is the first row's place.
 
         Rows that are not finite on the candidate's side are counted and left out of everything else.
-        UserError where the reference's are not.
+        InconclusiveError where the reference's are not.
         """
         if actual.shape != expected.shape or len(targets) != len(expected):
             shapes = f"{list(actual.shape)}, should be {list(expected.shape)}"
             raise UserError(f"logits={shapes} with one target a row")
         if not np.isfinite(expected).all():
-            raise UserError("logits: the reference's are not finite, so nothing can be held against them")
+            raise InconclusiveError("logits: the reference's are not finite; nothing can be held to them")
         good = np.isfinite(actual).all(axis=1)
         self.nonfinite += int((~good).sum())
         places = first + np.flatnonzero(good)

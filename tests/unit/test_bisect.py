@@ -302,3 +302,13 @@ def test_a_finished_search_is_not_overwritten(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, *args) == 0
     assert call(monkeypatch, *args) == 2
     assert "holds a search already" in capsys.readouterr().err
+
+
+def test_what_the_command_takes_beyond_the_options_of_a_run_is_frozen():
+    """A new one needs a user's opinion, an explanation without internals, and two users who differ."""
+    from parity.cli.bisect import command
+    from parity.cli.run import command as run
+
+    of_a_run = {name for item in run.params for name in item.opts}
+    own = {name for item in command.params for name in item.opts if name.startswith("-")}
+    assert own - of_a_run == {"--check", "--items", "--resume"}

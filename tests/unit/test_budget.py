@@ -175,3 +175,13 @@ def test_the_command_prints_a_table_and_ends_with_the_plan_s_status(monkeypatch,
 def test_what_has_no_budget_is_refused_in_a_sentence(options, said):
     with pytest.raises(UserError, match=said):
         parity.budget(**options)
+
+
+def test_what_the_command_takes_beyond_the_options_of_a_run_is_frozen():
+    """A new one needs a user's opinion, an explanation without internals, and two users who differ."""
+    from parity.cli.budget import command
+    from parity.cli.run import command as run
+
+    of_a_run = {name for item in run.params for name in item.opts}
+    own = {name for item in command.params for name in item.opts if name.startswith("-")}
+    assert own - of_a_run == {"--target-kl", "--qtable"}

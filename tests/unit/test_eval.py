@@ -13,7 +13,7 @@ import torch
 
 import parity
 from parity.cli import main
-from parity.harness.errors import UserError
+from parity.harness.errors import InconclusiveError, UserError
 from parity.harness.evaluation import Tally, wilson
 
 TEXT = "The return value is a new object that holds the names of the module. " * 4
@@ -153,7 +153,7 @@ def test_logits_that_are_not_finite_are_counted_and_fail():
     found = tally.result()
     assert (found.nonfinite, found.own.count) == (1, 1)
     assert "not finite" in budget_exceeded(found, {})[0]
-    with pytest.raises(UserError, match="the reference's are not finite"):
+    with pytest.raises(InconclusiveError, match="the reference's are not finite"):
         tally.add(np.zeros((1, 2)), np.array([[np.inf, 0.0]]), np.array([0]))
 
 
@@ -163,3 +163,13 @@ def test_the_interval_holds_the_share_and_stays_a_share(hits: int, count: int):
     assert 0 <= low <= hits / count <= high <= 1
     assert high - low > 0
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_what_the_command_takes_beyond_the_options_of_a_run_is_frozen():
+    """A new one needs a user's opinion, an explanation without internals, and two users who differ."""
+    from parity.cli.eval import command
+    from parity.cli.run import command as run
+
+    of_a_run = {name for item in run.params for name in item.opts}
+    own = {name for item in command.params for name in item.opts if name.startswith("-")}
+    assert own - of_a_run == {"--text", "--tokens", "--length", "--max-kl", "--max-flips"}

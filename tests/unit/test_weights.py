@@ -252,6 +252,49 @@ def test_weights_of_other_training_are_a_divergence(exported, cached, monkeypatc
     assert call(monkeypatch, exported, "--weights", "random:1") in (1, 3)
 
 
+def edited(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change the matrix that is added to the bias `name`."""
+    model = onnx.load(path)
+    add = next(node for node in model.graph.node if f"{name}.bias" in " ".join(node.input))
+    product = next(node for node in model.graph.node if node.output[0] in add.input)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name in product.input)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
+    onnx.save(model, path)
+
+
+def test_interleaved_heads_in_a_graph_are_named_without_running_it(exported, cached, tmp_path):
+    """The weight form of the commonest bug: the graph and all its names stay as they are."""
+    import shutil
+
+    other = Path(shutil.copytree(exported, tmp_path / "bad"))
+    edited(other / "seg_1.onnx", "layer_head.q_proj", lambda w: np.ascontiguousarray(
+        half_to_interleaved(torch.from_numpy(w.T.copy()), 32).numpy().T
+    ))  # fmt: skip
+    report = parity.weights(str(other), weights="random:0")
+    (row,) = report.faults
+    assert row.reference == "body.blocks.2.attention.q_proj.weight"
+    assert (row.relation.kind, row.relation.detail) == ("permuted", "rows half to interleaved per head of 32")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_graphs_that_onnx_runtime_quantized_hold_the_checkpoint(bits, exported, cached, tmp_path):
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    for path in exported.glob("*.onnx"):
+        if bits == 8:
+            quantize_dynamic(path, tmp_path / path.name)
+            continue
+        made = MatMulNBitsQuantizer(onnx.load(path), block_size=32, is_symmetric=False)
+        made.process()
+        made.model.save_model_to_file(str(tmp_path / path.name))
+    report = parity.weights(str(tmp_path), weights="random:0")
+    assert (report.exit_code, report.matched) == (0, 76)
+    assert sum(row.relation.kind == "quantized" for row in report.rows) >= 29
+
+
 def test_two_segments_that_were_swapped_are_seen_by_their_weights(exported, cached, tmp_path):
     import shutil
 
@@ -311,3 +354,13 @@ def test_a_large_checkpoint_is_matched_without_comparing_all_with_all(monkeypatc
     monkeypatch.setattr(module, "plain", lambda *args: looked.append(1) or plain(*args))
     assert held({f"x{name}": value for name, value in state.items()}, state).exit_code == 0
     assert len(looked) <= 300 * module.NEAREST
+
+
+def test_what_the_command_takes_beyond_the_options_of_a_run_is_frozen():
+    """A new one needs a user's opinion, an explanation without internals, and two users who differ."""
+    from parity.cli.run import command as run
+    from parity.cli.weights import command
+
+    of_a_run = {name for item in run.params for name in item.opts}
+    own = {name for item in command.params for name in item.opts if name.startswith("-")}
+    assert own - of_a_run == set()
