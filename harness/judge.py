@@ -256,7 +256,12 @@ def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
 
 
 def floor_from(metrics: Metrics) -> Floor:
-    """The relative noise that a pair measured with rows shows: the largest of error / scale among rows."""
+    """The relative noise that a pair measured with rows shows: the largest of error / scale among rows.
+
+    One level per tap. A level per row (what was measured there, at least the tap's RMS) would show twenty
+    times the noise of a row in 99 % of rows instead of 52 to 77 %, but healthy rows then reach 3.5 times it
+    within the same program and 6.8 in another runtime, where they stay within 2.2 times this one.
+    """
     assert len(metrics.raw_rows) == metrics.plan.num_rows
     from .metrics.rowjudge import LEVELS
 
