@@ -245,12 +245,16 @@ def fed_in_low_precision(op: Op) -> Iterator[Variant]:
 
 @hypothesis("attention", ATTENTION)
 def keys_and_values_swapped(op: Op) -> Iterator[Variant]:
-    memory = _memory(op)
-    if memory.keys.shape == memory.values.shape:
-        yield Variant(
-            "keys and values swapped",
-            attend(op, memory=replace(memory, keys=memory.values, values=memory.keys)),
-        )
+    """Each in the other's place, or one of them in both."""
+    keys, values = _memory(op).keys, _memory(op).values
+    if keys.shape != values.shape:
+        return
+    for words, one, two in (
+        ("keys and values swapped", values, keys),
+        ("keys in place of values", keys, keys),
+        ("values in place of keys", values, values),
+    ):
+        yield Variant(words, attend(op, memory=replace(_memory(op), keys=one, values=two)))
 
 
 @hypothesis("attention", ATTENTION)

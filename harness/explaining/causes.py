@@ -108,8 +108,12 @@ class _Case:
         return Explanation(self.culprit, cause, found.error, kinds, found.tried, tuple(self.notes))
 
     def _facing(self, row: Row) -> Facing | None:
-        look = self.evidence.handed if HANDED in row.tap else self.evidence.facing
-        facing = look(row.tap, row.step, row.call)
+        if HANDED in row.tap:
+            facing = self.evidence.handed(row.tap, row.step, row.call)
+        else:
+            facing = self.evidence.facing(row.tap, row.step, row.call)
+            if facing is not None and distance(facing.seen, facing.expected, None) <= NOISE:
+                facing = self.evidence.facing(row.tap, row.step, row.call, alone=False)
         return facing if facing is not None and facing.expected.size > 1 else None
 
     def _catalogue(self, facing: Facing, row: Row) -> Found:

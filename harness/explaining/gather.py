@@ -139,14 +139,17 @@ class Evidence:
             self._found[key] = _merged(mine, right)
         return self._found[key]
 
-    def facing(self, tap: str, step: int, call: int = 0) -> Facing | None:
-        """Both sides of a tap at a step: in isolation where that was recorded, else as replayed."""
+    def facing(self, tap: str, step: int, call: int = 0, *, alone: bool = True) -> Facing | None:
+        """Both sides of a tap at a step: in isolation where that was recorded, else as replayed.
+
+        `alone=False`: as replayed, where a mistake that remembers earlier calls does not show in isolation.
+        """
         if tap in self.sources:
             return self._cache(tap, step)
         records = [record for record in records_of(self.reference, tap) if record.step == step]
         if not records:
             return None
-        runs = [run for run in (self.isolated, self.candidate) if run is not None]
+        runs = [run for run in (self.isolated if alone else None, self.candidate) if run is not None]
         if all(map(positional, records)):
             found = (self._by_position(run, tap, step, records) for run in runs)
         else:

@@ -67,6 +67,13 @@ def weights_of_another_op(op: Op) -> Iterator[Variant]:
 
 
 @hypothesis("linear", LINEAR, weights=True)
+def weight_negated(op: Op) -> Iterator[Variant]:
+    """Of all, while the bias keeps its sign."""
+    if len(op.weights) > 1:
+        yield Variant("its weight negated", made(op, -op.weight))
+
+
+@hypothesis("linear", LINEAR, weights=True)
 def weight_axes_reversed(op: Op) -> Iterator[Variant]:
     yield Variant("its weight's rows in reverse order", made(op, op.weight[::-1]))
     yield Variant("its weight's columns in reverse order", made(op, op.weight[:, ::-1]))
@@ -90,7 +97,9 @@ def rows_permuted_as_rotary_pairs(op: Op) -> Iterator[Variant]:
     to_halves = heads.reshape(-1, width // 2, 2).transpose(0, 2, 1).reshape(-1)
     for words, order in (("pairs", to_pairs), ("halves", to_halves)):
         bias = np.asarray(op.bias)[order] if len(op.weights) > 1 else 0.0
-        yield Variant(f"its rows reordered for {words} of rotary channels", made(op, op.weight[order], bias))
+        told = f"its rows reordered for {words} of rotary channels"
+        yield Variant(told, made(op, op.weight[order], bias))
+        yield Variant(f"{told}, its bias left as it was", made(op, op.weight[order]))
 
 
 @hypothesis("linear", frozenset({"projection", "rotated_projection"}), weights=True)

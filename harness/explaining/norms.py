@@ -51,7 +51,9 @@ def other_eps(op: Op) -> Iterator[Variant]:
 def eps_outside_the_root(op: Op) -> Iterator[Variant]:
     x = op.total - op.total.mean(-1, keepdims=True) if op.role in LAYER else op.total
     root = np.sqrt((x * x).mean(-1, keepdims=True))
-    yield Variant("eps added to the root instead of under it", x / (root + _eps(op)) * op.weight + op.bias)
+    for eps in (_eps(op), *(eps for eps in EPSILONS if eps and eps != _eps(op))):
+        words = f"eps {eps:g} added to the root instead of under it"
+        yield Variant(words, x / (root + eps) * op.weight + op.bias)
 
 
 @hypothesis("norm", NORMS, weights=True)

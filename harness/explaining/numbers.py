@@ -45,6 +45,10 @@ def cut_to_int8(op: Op) -> Iterator[Variant]:
     codes, scale = _scaled(op)
     yield Variant("an output in int8 by truncation", np.trunc(codes) * scale)
     yield Variant("an output in int8, rounded down", np.floor(codes) * scale)
+    most = np.abs(op.expected).max(-1, keepdims=True)
+    yield Variant(
+        "an output in int8 by truncation, a scale for each row", whole(op.expected, most, by=np.trunc)
+    )
 
 
 @hypothesis("numbers", rank=1)
@@ -62,10 +66,9 @@ def saturated(op: Op) -> Iterator[Variant]:
     for bound in (127.0, 128.0, 255.0, 448.0, 1.0, 6.0):
         if most > bound:
             yield Variant(f"values saturated at {bound:g}", np.clip(op.expected, -bound, bound))
-    for share in (0.5, 0.25, 0.75):
-        yield Variant(
-            f"values saturated at {share:g} of the largest", np.clip(op.expected, -share * most, share * most)
-        )
+    bound = float(np.abs(op.seen).max())
+    if 0.0 < bound < 0.95 * most:
+        yield Variant(f"values saturated at {bound:.4g}", np.clip(op.expected, -bound, bound))
 
 
 @hypothesis("numbers", rank=1)
@@ -74,6 +77,14 @@ def wrapped(op: Op) -> Iterator[Variant]:
     if np.abs(op.expected).max() > 127:
         yield Variant("whole numbers wrapped at 127", _wrap(np.rint(op.expected)))
     codes, scale = _scaled(op)
+    gap = np.abs(op.seen - op.expected)
+    period = float(np.median(gap[gap > 0.5 * gap.max()])) if gap.any() else 0.0
+    if period > 0.0:
+        turned = op.expected - period * np.rint(op.expected / period)
+        yield Variant(f"values wrapped round at {period / 2:.4g}", turned)
+        yield Variant(
+            f"8-bit codes wrapped round at {period / 2:.4g}", np.rint(turned * 256 / period) * period / 256
+        )
     for share in (2, 4):
         yield Variant("8-bit codes wrapped at 127", _wrap(np.rint(codes * share)) * scale / share)
 

@@ -132,7 +132,13 @@ def position_relative(op: Op) -> Iterator[Variant]:
     for sequence in np.unique(op.sequence):
         mine = op.sequence == sequence
         first[mine] = op.position[mine].min()
-    choices = {"RoPE positions that start again at 0 in each step": op.position - first}
+    last = np.zeros_like(op.position)
+    for sequence in np.unique(op.sequence):
+        last[op.sequence == sequence] = op.position[op.sequence == sequence].max()
+    choices = {
+        "RoPE positions that start again at 0 in each step": op.position - first,
+        "RoPE positions counted from the padding": op.position + last.max() - last,
+    }
     if op.around.window is not None:
         window = op.around.window
         choices["RoPE positions counted within the window"] = np.minimum(op.position, window - 1)
@@ -209,6 +215,12 @@ def table_rounded(op: Op) -> Iterator[Variant]:
         yield Variant(
             f"a RoPE table rounded to {name}", with_tables(op)(rounded(cos, name), rounded(sin, name))
         )
+    frequency = known(op)
+    for name in ("bfloat16", "float16") if frequency is not None else ():
+        assert frequency is not None
+        angle = rounded(op.position[:, None] * frequency, name)
+        both = np.repeat(angle, 2, -1) if paired(op) else np.concatenate((angle, angle), -1)
+        yield Variant(f"RoPE angles rounded to {name}", with_tables(op)(np.cos(both), np.sin(both)))
 
 
 @hypothesis("rope", TURNED)

@@ -45,7 +45,7 @@ def _low_softmax(scores: Values, name: str) -> Values:
 
 @hypothesis("attention", ATTENTION)
 def scores_capped(op: Op) -> Iterator[Variant]:
-    for cap in (50.0, 30.0, 20.0):
+    for cap in (50.0, 30.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0):
         yield Variant(f"scores softly capped at {cap:g}", attend(op, shape=partial(_capped, cap=cap)))
 
 

@@ -49,6 +49,7 @@ class Made:
     axes: Mapping[str, str]
     provenance: dict[str, Any]
     batch: int = 1
+    shown: Tensor | None = None
 
     def cut(self, tap: str, start: int, stop: int) -> Tensor:
         """The part of a tap that belongs to some positions."""
@@ -109,7 +110,7 @@ def run_of(case: Made, name: str, changed: Mapping[str, Mapping[int, Tensor]] | 
             other = (changed or {}).get(tap, {}).get(step)
             if other is not None:
                 values = other
-            where = np.tile(at, (case.batch, 1))
+            where = np.tile(at, (case.batch, 1)) if case.shown is None else case.shown[:, at].numpy()
             run.record(tap, np.array(values.numpy()), step=step, axes=case.axes[tap], positions=where)
     return run
 

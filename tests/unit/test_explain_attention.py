@@ -141,9 +141,9 @@ BUGS = {
         lambda: attention(Q, K, low(V)),
         lambda: attention(low(Q, torch.float16), low(K, torch.float16), low(V, torch.float16)),
     ],
-    "keys and values swapped": [lambda: attention(Q, V, K)],
+    "keys and values swapped": [lambda: attention(Q, V, K), lambda: attention(Q, K, K)],
     "keys shifted against values": [lambda: attention(Q, K, V.roll(1, 2), allowed=CAUSAL)],
-    "scores capped": [lambda: mine(shape=lambda s: 20 * (s / 20).tanh())],
+    "scores capped": [lambda: mine(shape=lambda s: 5 * (s / 5).tanh())],
     "not normalised": [
         lambda: mine(weigh=torch.exp),
         lambda: mine(weigh=lambda s: (s - s.amax(-1, keepdim=True)).exp()),

@@ -128,12 +128,16 @@ BUGS = {
         (ATTENDED, lambda: o(QW, QB)),
         (V, lambda: heads(NORM1 @ W[AT + "k_proj.weight"].T + W[AT + "k_proj.bias"])),
     ],
+    "weight negated": [(ATTENDED, lambda: o(-WEIGHT))],
     "weight axes reversed": [(ATTENDED, lambda: o(WEIGHT.flip(0))), (ATTENDED, lambda: o(WEIGHT.flip(1)))],
     "weight rows moved": [
         (ATTENDED, lambda: o(WEIGHT.roll(1, 0))),
         (MLP, lambda: ACT @ DOWN.roll(-1, 1).T + DOWN_B),
     ],
-    "rows permuted as rotary pairs": [(Q, lambda: rotated(heads(NORM1 @ QW[TO_PAIRS].T + QB[TO_PAIRS])))],
+    "rows permuted as rotary pairs": [
+        (Q, lambda: rotated(heads(NORM1 @ QW[TO_PAIRS].T + QB[TO_PAIRS]))),
+        (Q, lambda: rotated(heads(NORM1 @ QW[TO_PAIRS].T + QB))),
+    ],
     "input channel lost": [
         (MLP, lambda: without_channel(30)),
         (MLP, lambda: without_channel(0)),

@@ -118,6 +118,10 @@ BUGS = {
         ("q", lambda: with_planes(before("q"), *low(planes()))),
         ("rope", lambda: low(CASE.p("rope"))),
         ("rope", lambda: low(CASE.p("rope"), torch.float16)),
+        (
+            "rope",
+            lambda: torch.stack((low(angles(AT)).cos(), low(angles(AT)).sin())).repeat(1, 1, 2)[:, None],
+        ),
     ],
     "table of the other layout": [
         ("rope", lambda: torch.stack((angles(AT).cos(), angles(AT).sin())).repeat_interleave(2, -1)[:, None]),
@@ -195,6 +199,19 @@ def test_positions_that_start_again_in_each_step_are_named():
     }
     found = lab.explained(CASE, "layer0.q", wrong)
     assert "position relative" in found.kinds
+
+
+def test_positions_counted_from_the_padding_are_named():
+    """The shorter of two prompts is padded on the left, and its first real token is not at 0."""
+    case = lab.made(batch=2)
+    turned = angles(AT + 3).repeat(1, 2)
+    wrong = case.p("rope").clone()
+    wrong[:, 1, 3:] = torch.stack((turned.cos(), turned.sin()))[:, : P - 3]
+    places = torch.arange(lab.LENGTH).expand(2, -1).clone()
+    places[1] -= 3
+    case.shown = places
+    case.v["rope"][:, 1, 3:] = case.v["rope"][:, 1, : lab.LENGTH - 3].clone()
+    assert lab.kinds(case, "rope", wrong) == ("position relative",)
 
 
 def test_a_table_computed_anew_where_the_checkpoint_is_rounded_is_named():

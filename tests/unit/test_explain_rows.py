@@ -112,9 +112,10 @@ NUMBERS = {
     "cut to whole numbers": [lambda: OUT.trunc(), lambda: OUT.round()],
     "cut to int8": [lambda: CODES.trunc() * (MOST / 127), lambda: CODES.floor() * (MOST / 127)],
     "rounded to int8": [lambda: CODES.round() * (MOST / 127), lambda: int8(OUT, -1)],
-    "saturated": [lambda: OUT.clamp(-127, 127), lambda: OUT.clamp(-MOST / 2, MOST / 2)],
+    "saturated": [lambda: OUT.clamp(-127, 127), lambda: OUT.clamp(-MOST / 3, MOST / 3)],
     "wrapped": [
         lambda: OUT.round().to(torch.int16).to(torch.int8).float(),
+        lambda: (OUT + 77) % 154 - 77,
         lambda: (CODES * 2).round().to(torch.int16).to(torch.int8).float() * (MOST / 254),
     ],
     "sixteen bits misread": [
