@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from parity.harness.case import Case, Scenario, plan
+from parity.harness.case import Scenario, plan
 from parity.harness.errors import CandidateError, InconclusiveError, ParityError, UserError
 from parity.harness.evaluation import Against, Tally, budget_exceeded
 from parity.harness.progress import Bar, Progress, Silent
@@ -19,18 +19,16 @@ from parity.harness.tracer.memory import MemoryRun
 from parity.harness.values import Values
 
 from .cases import build_case, case_provenance
+from .passages import Window, positive, text_of, windows_of
 from .recorder import check_spec
 from .replays import open_session, threads
-from .request import DEFAULT_MODEL, Request
+from .request import Request
 
 if TYPE_CHECKING:
-    from parity.harness.case import Model
     from parity.harness.trace import Run
 
 #: Tokens that are scored, and how many of them in one window.
 TOKENS, LENGTH = 1000, 250
-#: Context of a window where the model has no own.
-CONTEXT = 64
 #: Targets that compute a whole window at once.
 AT_ONCE = ("torch", "module")
 
@@ -118,10 +116,10 @@ def evaluate(
         if spec.kind == "stored":
             raise UserError(f"spec={spec.text!r}: is a stored run; eval executes both sides over a text")
         check_spec(spec, request.options, own_module=False)
-    count = _positive("tokens", _token_count(tokens, specs, progress))
+    count = positive("tokens", _token_count(tokens, specs, progress))
     case = build_case(replace(request, scenario=request.scenario or "one", prompt=None), progress=progress)
-    ids, said = _text(text, request, case.model)
-    windows = list(_windows(case, ids, count, min(_positive("length", length), count)))
+    ids, said = text_of(text, request, case.model)
+    windows = list(windows_of(case, ids, count, min(positive("length", length), count)))
     tallies = {spec.label: Tally() for spec in specs}
     failures: dict[str, str] = {}
     scored = sum(window.scored for window in windows)
@@ -154,83 +152,6 @@ def _token_count(tokens: int | None, specs: Sequence[Spec], progress: Progress) 
         return TOKENS
     progress.say(f"a candidate is slow, so {few} tokens by default; --tokens N scores more")
     return few
-
-
-def _text(text: str | Path | None, request: Request, model: Model) -> tuple[np.ndarray, str]:
-    """Token ids `[N]` and what they are."""
-    if text is not None:
-        path = Path(text)
-        try:
-            return np.array(model.encode(path.read_text(encoding="utf-8")), np.int64), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"text={str(path)!r}: cannot be read: {error}") from error
-    if request.prompt is not None:
-        return np.array(model.encode(request.prompt), np.int64), "the prompt"
-    if request.scenario is not None:
-        from parity.fixtures import load_scenario
-
-        return np.array(
-            load_scenario(request.scenario, model).ids[0], np.int64
-        ), f"scenario {request.scenario}"
-    return _held_out(request.model or DEFAULT_MODEL, model)
-
-
-def _held_out(name: str, model: Model) -> tuple[np.ndarray, str]:
-    """What training never saw, its rare characters replaced as they were in training."""
-    from parity.reference.training.settings import SETTINGS
-    from parity.reference.training.text import library_text
-
-    if name not in SETTINGS:
-        raise UserError(f"text: there is no held-out text for {name}; name a file with --text")
-    clip = SETTINGS[name].clip_code
-    ids = np.minimum(np.array([ord(letter) for letter in library_text().held_out], np.int64), clip)
-    return ids, "held-out documentation"
-
-
-@dataclass(frozen=True)
-class Window:
-    """A passage `[context + scored + 1]`; the i-th logits should say the token at `context + i + 1`."""
-
-    case: Case
-    ids: np.ndarray
-    context: int
-
-    @property
-    def scored(self) -> int:
-        """Tokens whose prediction is scored."""
-        return len(self.ids) - self.context - 1
-
-    @property
-    def targets(self) -> np.ndarray:
-        """Tokens that came, `[scored]`."""
-        return self.ids[self.context + 1 :]
-
-    def scenario(self, *, at_once: bool) -> Scenario:
-        """One prefill of everything, or a full context and one decode step per scored token."""
-        prompt = self.ids[:-1] if at_once else self.ids[: self.context]
-        steps = 0 if at_once else self.scored
-        return replace(
-            self.case.scenario, ids=(tuple(map(int, prompt)),), steps=steps, pad_to=None, resets=(), texts=()
-        )
-
-
-def _windows(case: Case, ids: np.ndarray, tokens: int, length: int) -> Iterator[Window]:
-    """Passages spread evenly over the text. UserError where it is too short for one."""
-    context = case.scenario.policy.window or min(CONTEXT, max(1, len(ids) // 4))
-    limit = getattr(case.model.config, "max_length", None)
-    length = length if limit is None else min(length, limit - context - 1)
-    if len(ids) < context + 2 or length < 1:
-        raise UserError(
-            f"text={len(ids)} tokens: too short; a window needs {context} of context and one to predict"
-        )
-    length = min(length, len(ids) - context - 1)
-    number = min(-(-tokens // length), max(1, (len(ids) - context - 1) // length))
-    starts = np.linspace(0, len(ids) - context - length - 1, number).round().astype(int)
-    left = tokens
-    for start in starts:
-        size = min(length, left)
-        left -= size
-        yield Window(case, ids[start : start + context + size + 1], context)
 
 
 @dataclass
@@ -319,9 +240,3 @@ def _run(spec: Spec, window: Window, options: Options, reference: Scored | None)
     finally:
         session.close()
     return run
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise UserError(f"{name}={value}: must be at least 1")
-    return value

@@ -245,7 +245,7 @@ def rules_for(
 ) -> Rules:
     """How runs of a candidate are judged; `run` is one of the whole of it."""
     tolerance, candidate, cache = load_tolerance(request.tol), cast(Run, run), cache_folder()
-    if tolerance.kind != AUTO:
+    if tolerance.kind != AUTO or tolerance.floors:
         return rules_of(tolerance, {}, reference, candidate)
     if not quantization(candidate):
         floors = noise_floor(case, dtypes_of(reference, candidate), cache, progress=progress)
