@@ -88,7 +88,8 @@ class _Found:
     def handed(self, row: Row) -> None:
         """Look at what a module was handed, before its own records."""
         tap = handed_tap(row.tap)
-        found = Culprit(tap, row.step, "", _handed(row, tap), row.ratio)
+        inside = tap.removeprefix("module:").rpartition(".")[0]
+        found = Culprit(tap, row.step, inside, _handed(row, tap, inside), row.ratio)
         self.culprits.setdefault(tap + HANDED, found)
         self.failed = True
 
@@ -102,9 +103,8 @@ def _innermost(culprits: Mapping[str, Culprit], isolation: Isolation) -> tuple[C
     return tuple(culprit for culprit in found if id(culprit) not in outer_only)
 
 
-def _handed(row: Row, tap: str) -> str:
+def _handed(row: Row, tap: str, inside: str) -> str:
     """The code between two modules, named by the module that is handed what it makes."""
-    inside = tap.removeprefix("module:").rpartition(".")[0]
     what = row.tap.removeprefix(tap + HANDED + ".")
     named = f"input {what}" if what.isdecimal() else what
     return (
