@@ -31,6 +31,9 @@ WRONG_TOO = 0.01
 QUIET = 0.1
 """Errors are weighed against the RMS of their slice, at least against this share of the tensor's."""
 
+EVERYWHERE = "everywhere"
+"""What is said where no index stands out."""
+
 Array = np.ndarray[Any, Any]
 
 
@@ -55,7 +58,7 @@ def worst_slice(
         if name != "b"
     ]
     if sequences is None:
-        return ", ".join(parts) or "everywhere"
+        return ", ".join(parts) or EVERYWHERE
     where = _mostly(metrics, names, "b", sequences) + _words("b", names.index("b"), sequences, None, None)
     return f"{', '.join(parts)} of {where}" if parts else where
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from parity.harness.comparison import Comparison, Culprit, Finding, Result, Row
+from parity.harness.slices import EVERYWHERE
 
 from . import words
 from .taps import Fold, TapView, fold, tap_views
@@ -274,7 +275,7 @@ class _Table:
             text.append(f"  {where}")
             text.truncate(self.width, overflow="ellipsis")
         yield text
-        if where and not self.wide and view.deviates:
+        if where not in ("", EVERYWHERE) and not self.wide and view.deviates:
             yield Text(_fit(f"    {where}", self.width).rstrip(), "dim")
 
     def folded(self, line: Fold) -> Iterator[Text]:
