@@ -139,8 +139,12 @@ class _Match:
             tuple(self._twice(self._swapped(ordered))),
             tuple(name for name in lacking if name not in self.optional),
             tuple(name for name in lacking if name in self.optional),
-            tuple(dict.fromkeys(names for names in self.tied.values() if len(names) > 1)),
+            tuple(dict.fromkeys(names for names in self.tied.values() if self._told(names))),
         )
+
+    def _told(self, names: tuple[str, ...]) -> bool:
+        """Whether equal tensors are tied: ones and zeros are equal by their nature."""
+        return len(names) > 1 and bool(np.ptp(self.tensors[names[0]]))
 
     def _ties(self) -> dict[str, tuple[str, ...]]:
         """Name -> all names of tensors with the same bits, itself among them."""

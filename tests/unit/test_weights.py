@@ -134,6 +134,8 @@ def test_a_tensor_that_two_weights_hold_is_used_twice_and_ties_are_no_double_use
     report = held({name: value for name, value in tied.items() if name != "head"}, tied)
     assert (report.exit_code, report.tied) == (0, (("emb", "head"),))
     assert held(tied, tied).exit_code == 0
+    constant = {**state, "one": torch.ones(16), "other": torch.ones(16)}
+    assert held(constant, constant).tied == ()
 
 
 def test_weights_joined_in_the_reference_s_order_are_right_and_in_another_are_not():

@@ -50,8 +50,11 @@ def command(ctx: click.Context, /, as_json: bool, **values: Any) -> None:
 def _print(result: Budgeted) -> None:
     found = result.budget
     rows: list[tuple[str, ...]] = [("part", f"{found.metric} alone", "share", "flips")]
-    for share in found.ranked:
+    own = [share for share in found.ranked if share.error or share.flips]
+    for share in own:
         rows.append((share.part, f"{share.error:.2e}", f"{found.share_of(share):.1%}", str(share.flips)))
+    if len(own) < len(found.shares):
+        rows.append((f"{len(found.shares) - len(own)} other parts", "0", "", ""))
     rows.append(("sum", f"{found.singles:.2e}", f"{found.explained:.1%} explained", ""))
     rows.append(("together", f"{found.whole:.2e}", "", str(found.flips)))
     show_table(rows)
