@@ -144,7 +144,8 @@ class _Match:
 
     def _told(self, names: tuple[str, ...]) -> bool:
         """Whether equal tensors are tied: ones and zeros are equal by their nature."""
-        return len(names) > 1 and bool(np.ptp(self.tensors[names[0]]))
+        array = self.tensors[names[0]]
+        return len(names) > 1 and array.size > 1 and bool(np.ptp(array))
 
     def _ties(self) -> dict[str, tuple[str, ...]]:
         """Name -> all names of tensors with the same bits, itself among them."""
