@@ -161,8 +161,13 @@ def mask_multiplied(op: Op) -> Iterator[Variant]:
 
 @hypothesis("attention", ATTENTION)
 def unfilled_slots_attended(op: Op) -> Iterator[Variant]:
-    """Rows of zeros share in the softmax: as many as the window or the build has too many."""
+    """Rows of zeros share in the softmax: as many as the window or the build has too many.
+
+    Where the slots themselves are known, hypotheses about masks of slots say more.
+    """
     memory = _memory(op)
+    if op.slots is not None and op.slots.tell:
+        return
     seen = may_attend(op, memory).sum(1)
     sizes = {size for size in (op.around.window, op.around.slots, (op.around.window or 0) + 1) if size}
     if not sizes:
@@ -177,6 +182,8 @@ def unfilled_slots_attended(op: Op) -> Iterator[Variant]:
 def mask_moved_by_a_slot(op: Op) -> Iterator[Variant]:
     """The oldest row, or the newest, is hidden, and an unfilled one on the other side is seen instead."""
     memory = _memory(op)
+    if op.slots is not None and op.slots.tell:
+        return
     seen = may_attend(op, memory)
     spare = (seen.sum(1) < (op.around.slots or op.around.window or 0)).astype(int)
     oldest = seen.copy()

@@ -14,11 +14,26 @@ from . import (
     rope,
     rotation,
     rows,
+    slots,
     softmax,
 )
 from .op import Hypothesis
 
-FAMILIES = (embedding, rope, rotation, attention, softmax, norms, mlp, linear, residual, cache, rows, numbers)
+FAMILIES = (
+    embedding,
+    rope,
+    rotation,
+    attention,
+    slots,
+    softmax,
+    norms,
+    mlp,
+    linear,
+    residual,
+    cache,
+    rows,
+    numbers,
+)
 
 CATALOGUE: tuple[Hypothesis, ...] = tuple(
     found for family in FAMILIES for found in vars(family).values() if isinstance(found, Hypothesis)

@@ -95,6 +95,8 @@ class _Case:
         found = self._catalogue(facing, row)
         if len(found.best) > 1:
             found = self._at_more_steps(found, row)
+        elif not found.best:
+            found = self._at_another_step(found, row)
         if not found.best and facing.expected.size <= LARGEST:
             plain = search_layouts(
                 facing.expected, facing.seen, tuple(facing.axes.split()), floor=row.floor or 0.0
@@ -174,6 +176,17 @@ class _Case:
                 continue
             both = narrowed(found, self._catalogue(facing, other))
             found = both if both.best else found
+        return found
+
+    def _at_another_step(self, found: Found, row: Row) -> Found:
+        """What a step of many calls does not show a later one may: the slots of a cache, a full window."""
+        later = [other for other in self.rows if other.step > row.step]
+        for other in {other.step: other for other in (*later[:1], *later[-1:])}.values():
+            facing = self._facing(other)
+            again = found if facing is None else self._catalogue(facing, other)
+            if again.best:
+                self._note(f"step {row.step} does not tell; step {other.step} does")
+                return again
         return found
 
 

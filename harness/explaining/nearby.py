@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from ..case import Role
 from ..isolation import HANDED
-from ..values import records_of, rows_first, token_axis
+from ..values import batch_positions, positional, records_of, rows_first, token_axis
 from .gather import Facing, as_floats
-from .op import LINEAR, Memory, Op, Values
+from .op import LINEAR, Memory, Op, Slots, Values
 
 if TYPE_CHECKING:
+    from ..trace import Record
     from .gather import Evidence
 
 Bools = npt.NDArray[np.bool_]
@@ -51,6 +52,7 @@ def op_of(evidence: Evidence, facing: Facing, role: Role | None, *, whole: bool 
         facing.tap, role.role, inputs, chosen.take(facing, facing.expected), around, reads,
         role.parameters, evidence.weights(role), chosen.at[0], around.position, memory,
         chosen.take(facing, facing.seen),
+        slots=around.held() if memory is not None else None,
     )  # fmt: skip
 
 
@@ -278,6 +280,42 @@ class Nearby:
         if found is None or not found[1].all():
             return None
         return found[0].astype(np.int64) if tap == "ids" else found[0]
+
+    def held(self) -> Slots | None:
+        """The slots that the candidate's last call of the step had; None where they are not recorded."""
+        taps, step = self.role.inputs[:3], self.facing.step
+        if len(taps) < 3:
+            return None
+        found = [[r for r in records_of(self.evidence.candidate, tap) if r.step == step] for tap in taps]
+        if any(not records or not positional(records[-1]) for records in found):
+            return None
+        queries, keys, values = (records[-1] for records in found)
+        at, asked = batch_positions(keys), batch_positions(queries)
+        sides = [self._filled(record, at) for record in (keys, values)]
+        if sides[0] is None or sides[1] is None or len(at) != len(asked):
+            return None
+        here = self.position[:, None]
+        mine = at[self.chosen.at[0]]
+        allowed = (mine >= 0) & (mine <= here)
+        if self.window is not None:
+            allowed &= mine > here - self.window
+        rows = (asked[self.chosen.at[0]] == here).any(1) & allowed.any(1)
+        return Slots(
+            Memory(sides[0], sides[1], np.ones(at.shape, np.bool_)),
+            allowed,
+            np.asarray(rows),
+            bool((at < 0).any()),
+        )
+
+    def _filled(self, record: Record, at: Values) -> Values | None:
+        """A cache as recorded, the reference's rows where it holds some."""
+        own = as_floats(rows_first(record.read(), record.axes)).copy()
+        source = self.evidence.sources.get(record.tap, record.tap)
+        right = self.evidence.rows(source, self.facing.step, at)
+        if right is None or right[0].shape != own.shape or not np.isfinite(own).all():
+            return None
+        own[right[1]] = right[0][right[1]]
+        return own
 
     def memory(self) -> Memory | None:
         """Keys and values that the tokens of this step may look at."""

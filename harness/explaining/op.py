@@ -67,6 +67,25 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Slots:
+    """A cache as the candidate hands it on, its hidden slots included.
+
+    `allowed` `[N, slots]` is what each row may attend to, `rows` `[N]` those whose call had these slots.
+    `spare`: some slots hold no token.
+    """
+
+    memory: Memory
+    allowed: npt.NDArray[np.bool_]
+    rows: npt.NDArray[np.bool_]
+    spare: bool = False
+
+    @property
+    def tell(self) -> bool:
+        """Whether most rows had these slots, and some of the slots hold no token."""
+        return self.spare and bool(self.rows.mean() >= 0.5)
+
+
+@dataclass(frozen=True)
 class Turning:
     """Queries `[N, H, D]` and keys `[B, S, G, D]` before the rotation that an attention makes itself."""
 
@@ -98,6 +117,7 @@ class Op:
     memory: Memory | None = None
     seen: Values = field(default_factory=lambda: np.zeros(0))
     turning: Turning | None = None
+    slots: Slots | None = None
 
     @property
     def x(self) -> Values:
