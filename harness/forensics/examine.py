@@ -210,6 +210,7 @@ class _Examiner:
         yield from origins.never_written()
         yield from origins.stale(wrong, self._earlier())
         yield from origins.rounded()
+        yield from origins.scaled(wrong)
         own = self._pool(self.source, self.row.step, "", "")
         if own is not None:
             yield from origins.elsewhere(wrong, own)

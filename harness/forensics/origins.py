@@ -117,6 +117,19 @@ def _cut_off(rows: Array) -> Array:
     return (rows.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def scaled(wrong: Wrong) -> Iterator[Origin]:
+    """The right row times one number, the middle one of those that fit each row best."""
+    energy = np.einsum("nd,nd->n", wrong.wanted, wrong.wanted)
+    fits = np.einsum("nd,nd->n", wrong.held, wrong.wanted)[energy > 0] / energy[energy > 0]
+    factor = float(np.median(fits)) if fits.size else 0.0
+    if np.isfinite(factor) and factor not in (0.0, 1.0):
+        yield Origin("scaled", f"scaled by {factor:.4g}", partial(_times, factor))
+
+
+def _times(factor: float, rows: Wrong) -> Array:
+    return rows.are(rows.wanted * factor)
+
+
 def same_place(wrong: Wrong, pool: Pool) -> Iterator[Origin]:
     """The row of another tap, or of another time, at the same sequence, head and position."""
     if pool.rows.shape[3] == wrong.held.shape[1]:

@@ -126,6 +126,11 @@ def test_rows_of_before_a_reset_are_stale() -> None:
     assert told == ["a.ks: rows 0..1 stale (from before the reset at step 4)"]
 
 
+def test_rows_that_were_scaled_are_named_with_the_factor() -> None:
+    told = said(lambda view, step: view * np.float32(1.02) if step == 5 else view, 5)
+    assert told == ["a.ks: rows 0..8 scaled by 1.02"]
+
+
 def test_several_origins_are_each_named() -> None:
     def change(view: np.ndarray, step: int) -> np.ndarray:
         view = view.copy()
