@@ -70,10 +70,10 @@ class Ragged:
         """Packed rows as a jagged tensor `[B, j, ...]`."""
         return torch.nested.nested_tensor_from_jagged(x_nd, offsets=self.offsets)
 
-    def padded(self, packed: Tensor, axis: int) -> Tensor:
-        """Packed rows `[1, ...]` along `axis` as a batch that is padded with zeros on the right."""
-        rows = packed[0].movedim(axis - 1, 0).split_with_sizes(self.lengths)
-        return pad_sequence(list(rows), batch_first=True).movedim(1, axis)
+    def padded(self, x: Tensor, batch: int, token: int) -> Tensor:
+        """Packed rows along axis `token` (axis `batch` is 1) as a batch padded with zeros on the right."""
+        rows = x.movedim((batch, token), (0, 1))[0].split_with_sizes(self.lengths)
+        return pad_sequence(list(rows), batch_first=True).movedim((0, 1), (batch, token))
 
     def attend(self, q_1hnd: Tensor, k_1gnd: Tensor, v_1gnd: Tensor) -> Tensor:
         """Causal attention within each sequence, `[1, H, N, D]`."""
@@ -92,5 +92,6 @@ def tap(name: str, x: Tensor, axes: str, ragged: Ragged | None, positions: Tenso
         trace_tensor(name, x, axes=axes, positions=positions)
         return
     letters, rows = axes.split(), ragged
-    axis = letters.index("t" if "t" in letters else "p")
-    trace_tensor(name, Padded(lambda: rows.padded(packed(x), axis)), axes=axes, positions=positions)
+    token = letters.index("t" if "t" in letters else "p")
+    shown = Padded(lambda: rows.padded(packed(x), letters.index("b"), token))
+    trace_tensor(name, shown, axes=axes, positions=positions)

@@ -216,7 +216,7 @@ class MiniKL(nn.Module):
     def _layers(self, ids_bt: Tensor, around: Around, past: Caches | None) -> tuple[Tensor, Caches]:
         x_btd, rows = self.embeddings(ids_bt), []
         tap("embed", x_btd, "b t d", around.ragged)
-        tap("rope", around.rope_cbtd, "c b t d", None)
+        tap("rope", around.rope_cbtd, "c b t d", around.ragged)
         for i, block in enumerate(self.layers):
             with executing(f"layer{i}"):
                 x_btd, grown_rows = block(x_btd, around, None if past is None else past.layer(i))
