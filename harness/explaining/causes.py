@@ -72,8 +72,17 @@ def explanations(
         return
     evidence = Evidence(reference, candidate, isolated, weights)
     for culprit in comparison.culprits:
-        yield _Case(evidence, comparison, culprit).explained()
+        yield _explained(evidence, comparison, culprit)
         evidence.forget()
+
+
+def _explained(evidence: Evidence, comparison: Comparison, culprit: Culprit) -> Explanation:
+    """A role table that is wrong about shapes or weights must not cost the verdict: it is said instead."""
+    try:
+        return _Case(evidence, comparison, culprit).explained()
+    except (ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
+        told = f"what is said of its op cannot be computed ({type(error).__name__}: {error})"
+        return Explanation(culprit, notes=(told,))
 
 
 class _Case:

@@ -147,7 +147,7 @@ class Evidence:
         if tap in self.sources:
             return self._cache(tap, step)
         records = [record for record in records_of(self.reference, tap) if record.step == step]
-        if not records:
+        if not records or "complex" in records[0].dtype:
             return None
         runs = [run for run in (self.isolated if alone else None, self.candidate) if run is not None]
         if all(map(positional, records)):
@@ -169,7 +169,7 @@ class Evidence:
         if expected is None or seen is None or expected[0].shape != seen[0].shape:
             return None
         axes = records[0].axes
-        right, own = (rows_back(as_floats(side[0]), axes) for side in (expected, seen))
+        right, own = (rows_back(side[0].astype(np.float64), axes) for side in (expected, seen))
         return Facing(tap, step, right, own, axes, positions, expected[1] & seen[1])
 
     def _cache(self, tap: str, step: int) -> Facing | None:
@@ -184,7 +184,7 @@ class Evidence:
         seen = rows_first(mine[-1].read(), axes)
         if expected[0].shape != seen.shape:
             return None
-        right, own = (rows_back(as_floats(side), axes) for side in (expected[0], seen))
+        right, own = (rows_back(side.astype(np.float64), axes) for side in (expected[0], seen))
         return Facing(tap, step, right, own, axes, positions, expected[1])
 
 
@@ -220,7 +220,7 @@ def _by_call(run: Run, reference: Run, tap: str, step: int, call: int) -> Facing
     )
     if len(mine) != 1 or len(theirs) != 1 or mine[0].shape != theirs[0].shape or theirs[0].size < 2:
         return None
-    expected, seen = as_floats(theirs[0].read()), as_floats(mine[0].read())
+    expected, seen = theirs[0].read().astype(np.float64), mine[0].read().astype(np.float64)
     if not (np.isfinite(expected).all() and np.isfinite(seen).all()):
         return None
     return Facing(tap, step, expected, seen, theirs[0].axes, None, call=call)
@@ -228,7 +228,7 @@ def _by_call(run: Run, reference: Run, tap: str, step: int, call: int) -> Facing
 
 def as_floats(values: Values) -> Values:
     """float64, but whole numbers as they are."""
-    return values.astype(np.float64) if values.dtype.kind not in "iub" else values
+    return values.astype(np.float64) if values.dtype.kind not in "iu" else values
 
 
 def _role(data: Mapping[str, Any]) -> Role:

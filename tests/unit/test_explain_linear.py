@@ -245,5 +245,14 @@ def test_a_role_that_does_not_describe_the_op_is_said_and_not_believed():
     assert any("gives the reference's own output only to" in note for note in found.notes)
 
 
+def test_a_role_table_that_names_the_wrong_weights_costs_no_verdict():
+    case = lab.made()
+    row = next(row for row in case.provenance["roles"] if row["taps"] == ATTENDED)
+    row["weights"] = ("body.blocks.0.mlp.up_proj.weight", "body.blocks.0.ln1.bias")
+    found = lab.explained(case, ATTENDED, -case.p(ATTENDED))
+    assert found.cause is None
+    assert found.notes[0].startswith("what is said of its op cannot be computed (ValueError")
+
+
 def test_every_hypothesis_about_linear_layers_has_a_test():
     assert {*BUGS, "packed heads split otherwise"} == {h.name for h in CATALOGUE if h.family == "linear"}
