@@ -13,7 +13,7 @@ from .comparison import Comparison, Finding, Row, Side
 from .errors import did_you_mean
 from .explaining import causes_of
 from .facing import faced
-from .handed_rows import handed_rows, without_handed
+from .handed_rows import handed_rows, is_handed, without_handed
 from .locate import coverage_of, culprits_of, first_of
 from .noise import floors_from as floors_from
 from .outputs import is_output
@@ -131,7 +131,8 @@ def _notes(
 def _uncalibrated(rules: Rules, known: Sequence[str]) -> list[str]:
     """Taps that a calibration file names and no run has, and those that it leaves out."""
     floors, source = rules.tolerance.floors, rules.tolerance.source
-    lost = [tap for tap in floors if tap not in set(known)]
+    there = set(known)
+    lost = [tap for tap in floors if tap not in there and not is_handed(tap)]
     open_ = [tap for tap in known if floors and tap not in floors and not rules.tolerance.overrides(tap)]
     found = [f"{source} holds noise floors of {_some(lost)} that no run has"] if lost else []
     if open_:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,8 @@ def theirs(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     (tmp_path / "pinned_models.py").write_text(MODELS)
     sys.modules.pop("pinned_models", None)
 
+    numbers = itertools.count()
+
     def run(edit: Callable[[Any], None], base: str, **options: Any) -> Comparison:
         models = importlib.import_module("pinned_models")
         monkeypatch.setattr(models, "EDIT", edit)
@@ -170,7 +173,7 @@ def theirs(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             cand=["module:pinned_models:port"],
             model=f"pinned_models:{base}",
             inputs=ids,
-            out=tmp_path / "out",
+            out=tmp_path / f"out-{next(numbers)}",
             report=False,
             **options,
         )
@@ -299,11 +302,25 @@ def test_a_healthy_port_is_right_alone_and_handed_what_is_right(
     assert max(row.local_ratio for row in found.records if row.local_ratio is not None) < 1.0
 
 
+def test_a_calibration_file_also_holds_floors_of_what_modules_are_handed_and_nobody_is_warned(
+    theirs: Any, tmp_path: Path
+) -> None:
+    healthy = theirs(lambda model: None, "llama")
+    assert healthy.verdict == "parity"
+    np.savez(tmp_path / "in.npz", input_ids=np.arange(24).reshape(2, 12) % 60)
+    floors = tmp_path / "floors.toml"
+    parity.calibrate(floors, model="pinned_models:llama", inputs=tmp_path / "in.npz")
+    assert ":in." in floors.read_text()
+    found = theirs(scores_unscaled, "llama", tol=str(floors))
+    assert [culprit.tap for culprit in found.culprits] == ["module:model.layers.0.self_attn.o_proj"]
+    assert [finding.text for finding in found.findings if "no run has" in finding.text] == []
+
+
 def test_a_finding_between_modules_survives_a_report_file(theirs: Any, tmp_path: Path) -> None:
     found = theirs(scores_unscaled, "llama")
     again = Comparison.from_json(found.to_json())
     assert [(row.tap, row.ratio) for row in again.handed] == [(row.tap, row.ratio) for row in found.handed]
     assert again.isolation == found.isolation
-    trace = tmp_path / "out" / "trace.h5"
+    trace = tmp_path / "out-0" / "trace.h5"
     stored = parity.compare_traces(trace, trace, ref_run="torch", cand_run=found.label)
     assert [culprit.tap for culprit in stored.culprits] == [culprit.tap for culprit in found.culprits]
