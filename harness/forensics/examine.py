@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +82,10 @@ def with_forensics(comparison: Comparison, reference: Run, candidate: Run) -> Co
     if len(rows) > MOST_TAPS:
         more = ", ".join(row.tap for row in rows[MOST_TAPS : MOST_TAPS + 6])
         found.append(Finding("note", f"{len(rows) - MOST_TAPS} more caches hold wrong rows: {more}"))
+    large = [row.tap for row in rows[:MOST_TAPS] if prod(row.shape) > LARGEST]
+    if large:
+        told_of = f"more than {LARGEST:,} values: what the wrong rows hold was not looked into"
+        found.append(Finding("note", f"{', '.join(large)}: {told_of}"))
     return replace(comparison, culprits=culprits, findings=(*comparison.findings, *found))
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity.harness.comparison import Row
-from parity.harness.forensics.examine import examine
+from parity.harness.comparison import Comparison, Row, Side
+from parity.harness.forensics import examine as forensics
+from parity.harness.forensics.examine import examine, with_forensics
 from parity.harness.pages import page_of, places_in_words
 from parity.harness.tracer.memory import MemoryRun
 
@@ -200,3 +201,12 @@ def test_pages_are_named_where_they_are_filled() -> None:
     assert places_in_words(np.arange(16, 32), 16, one="row", many="rows") == "page 1 (rows 16..31)"
     assert page_of({"details": {"page": 16}}) == 16
     assert page_of({}) == 128
+
+
+def test_a_cache_that_is_too_large_to_look_into_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forensics, "LARGEST", 100)
+    reference, candidate = run(lambda view, _: view), run(lambda view, _: np.roll(view, 1, axis=2))
+    side = Side("x", "r", "", "")
+    wrong = Comparison("x", side, side, records=(suspect(5, shape=(1, 2, 9, 8)),))
+    found = with_forensics(wrong, reference, candidate)
+    assert any("a.ks: more than 100 values" in finding.text for finding in found.findings)
