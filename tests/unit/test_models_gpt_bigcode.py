@@ -215,7 +215,7 @@ def broken(change: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("transposed", r"another shape: .*c_fc.*\[128, 512\], should be \[512, 128\], trans.*c_attn"),
+        ("transposed", r"another shape: .*c_fc.* should be \[512, 128\], transposed, .*c_attn"),
         ("missing", r"missing: transformer\.h\.1\.attn\.c_attn\.weight, transformer\.ln_f\.bias"),
         ("extra", r"unexpected: score\.weight, transformer\.h\.3\.ln_1\.weight"),
         ("nan", r"not finite: transformer\.h\.1\.attn\.c_attn\.weight"),
