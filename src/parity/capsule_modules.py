@@ -45,7 +45,9 @@ def _submodule(one: Finished, culprit: Culprit, case: ModuleCase, session: Any) 
     from parity.targets.parcels import Flat, program, tensors_of
 
     original = session.original or Original.of(case)
-    path = culprit.tap.removeprefix(MODULE).partition(":")[0] if culprit.tap.startswith(MODULE) else ""
+    # Wrong code between two modules is told at the one that takes its result; what holds both is packed.
+    tap = f"{MODULE}{culprit.segment}" if culprit.segment else culprit.tap
+    path = tap.removeprefix(MODULE) if tap.startswith(MODULE) else ""
     own = session.module.get_submodule(original.names.get(path, path))
     args, kwargs, right = _call(original, path)
     tensors = tensors_of(args, kwargs)
@@ -56,8 +58,8 @@ def _submodule(one: Finished, culprit: Culprit, case: ModuleCase, session: Any) 
         lacking = str(error)
     with torch.no_grad():
         made = flat.eval()(*tensors)
-    names = [f"output.{at}" for at in range(len(made))] if len(made) > 1 else [culprit.tap]
-    limit = allowed(one.comparison, culprit.step).get(culprit.tap)
+    names = [f"output.{at}" for at in range(len(made))] if len(made) > 1 else [tap]
+    limit = allowed(one.comparison, culprit.step).get(tap)
     facts = {
         "inputs": {f"input.{at}": str(t.dtype).removeprefix("torch.") for at, t in enumerate(tensors)},
         "outputs": names,

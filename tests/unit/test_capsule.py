@@ -129,6 +129,29 @@ def test_the_guilty_submodule_of_ones_own_port_shows_its_fault_alone(cache, own,
     assert set(np.load(folder / "weights.npz").files) == {"b.weight", "b.bias"}
 
 
+def test_wrong_code_between_modules_is_packed_with_what_holds_it(cache, own, tmp_path):
+    (tmp_path / "capsouter.py").write_text(
+        "import torch\nfrom capsnet import Net\n"
+        "class Outer(torch.nn.Module):\n"
+        "    def __init__(self, gain):\n"
+        "        super().__init__(); self.net = Inner(gain)\n"
+        "    def forward(self, x): return self.net(x)\n"
+        "class Inner(Net):\n"
+        "    def __init__(self, gain): super().__init__(); self.gain = gain\n"
+        "    def forward(self, x): return self.b(self.a(x) * self.gain)\n"
+        "def outer(): return Outer(1.0)\n"
+        "def louder(): return Outer(1.5)\n"
+    )
+    case = {**own, "model": "capsouter:outer"}
+    found = parity.run(cand=["module:capsouter:louder"], out=tmp_path / "out", **case)
+    (culprit,) = next(iter(found)).culprits
+    assert (culprit.tap, culprit.segment) == ("module:net.b", "net")
+    folder = parity.capsule(tmp_path / "out", tmp_path / "capsule")
+    code, text = run_alone(folder)
+    assert code == 1
+    assert "module:net" in table(text)
+
+
 def test_a_run_at_parity_has_nothing_to_pack(cache, own, tmp_path):
     parity.run(cand=["module:capsnet:build"], out=tmp_path / "out", **own)
     with pytest.raises(UserError, match="nothing departs"):
