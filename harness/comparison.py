@@ -34,6 +34,8 @@ class Row:
     `local` that of the isolated replay (born here); `ratio` and `local_ratio` are the same errors as
     multiples of what the tolerance allows: above 1 fails. `floor` is the relative noise level in force.
     `kind` calls the error rounding, quantization or bug; empty where there is none, or no telling.
+    Where the candidate's narrow arithmetic was emulated, `quantization` is the emulation's relative error
+    and `implementation` the candidate's against the emulation.
     """
 
     order: int
@@ -58,6 +60,8 @@ class Row:
     padded: int = 0
     rule: str = ""
     kind: str = ""
+    quantization: float | None = None
+    implementation: float | None = None
     metrics: Metrics | None = None
     logits: LogitMetrics | None = None
 

@@ -107,6 +107,8 @@ class _Page:
         self.findings(comparison)
         if comparison.records:
             self.entry("coverage", words.coverage_sentence(comparison))
+            if said := words.parts_sentence(comparison):
+                self.entry("parts", said)
             self.table(tap_views(comparison), limit)
         self.tokens(comparison)
         if comparison.verdict != "parity":

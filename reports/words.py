@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from parity.harness.comparison import Cause, Comparison, Finding, Onset, Row, Stage, TokenStep
+from parity.harness.quantized import QUANTIZED
 
 if TYPE_CHECKING:
     from parity.harness.metrics import Metrics
@@ -164,6 +165,9 @@ def evidence(row: Row) -> list[str]:
         lines.append(row.reason)
     if row.metrics is not None and row.metrics.count:
         lines += _metric_lines(row.metrics)
+    if row.quantization is not None:
+        parts = f"of the arithmetic itself={number(row.quantization)}, of the implementation besides"
+        lines.append(f"error {parts}={number(row.implementation)}")
     if row.local is not None:
         said = f"local error={number(row.local)} ({multiple(row.local_ratio)} the tolerance)"
         lines.append(f"{said} on the reference's inputs")
@@ -204,6 +208,27 @@ def not_finite(found: Metrics) -> str:
     return "; ".join(
         f"{kind}: {a:,} in the candidate, {e:,} in the reference" for kind, (a, e) in found_kinds.items()
     )
+
+
+def parts_sentence(comparison: Comparison) -> str:
+    """Which share of the squared error is the arithmetic's own, and where each part is worst.
+
+    Empty where no emulation was run, and where nothing differs.
+    """
+    told = [row for row in comparison.records if row.quantization is not None]
+    parts = {"quantization": "quantization", "implementation": "implementation"}
+    sums = {part: sum(getattr(row, part) ** 2 for row in told) for part in parts}
+    if not any(sums.values()):
+        return ""
+    if comparison.candidate.provenance.get("dtype") not in QUANTIZED:
+        parts["quantization"] = "rounding"
+    worst = {part: max(told, key=lambda row: getattr(row, part)) for part in parts}
+    said = [
+        f"worst {number(getattr(row, part))} at {row_place(row, where=False)}" if sums[part] else "none"
+        for part, row in worst.items()
+    ]
+    share = percent(sums["quantization"] / sum(sums.values()))
+    return f"{share} of its error is {parts['quantization']}: {said[0]}; implementation: {said[1]}"
 
 
 def index_words(found: Metrics, flat: int) -> str:

@@ -268,15 +268,21 @@ def _check_names(names: Mapping[str, str], taps: Sequence[str]) -> None:
         raise UserError(f"rename={twice[0]!r}: two different taps would get this name; choose another")
 
 
-def _copy_run(run: Run, writer: TraceWriter, names: Mapping[str, str]) -> int:
+def copy_run(run: Run, path: StrPath, name: str) -> None:
+    """Add a copy of a run to another trace, under a name of its own there."""
+    with TraceWriter(os.fspath(path)) as writer:
+        _copy_run(run, writer, {}, name)
+
+
+def _copy_run(run: Run, writer: TraceWriter, names: Mapping[str, str], name: str | None = None) -> int:
     copy = writer.run(
-        run.name, target=run.target, provenance={**run.provenance, "copied": {"created": run.created}}
+        name or run.name, target=run.target, provenance={**run.provenance, "copied": {"created": run.created}}
     )
     changed = 0
     for record in run.records():
-        name = names.get(record.tap, record.tap)
-        changed += name != record.tap
-        _copy_record(record, name, copy)
+        tap = names.get(record.tap, record.tap)
+        changed += tap != record.tap
+        _copy_record(record, tap, copy)
     copy.finish(complete=run.complete)
     return changed
 

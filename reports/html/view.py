@@ -38,6 +38,7 @@ def view(comparison: Comparison) -> Mapping[str, Any]:
         "records": words.plural(len(comparison.records), "record"),
         "share": comparison.coverage.share,
         "coverage": words.coverage_sentence(comparison),
+        "parts": words.parts_sentence(comparison),
         "worst": _worst(comparison),
         "findings": words.findings(comparison),
         "agreement": words.agreement(comparison),

@@ -27,15 +27,8 @@ from parity.harness.zoom import window_of, zoomed
 
 from . import registry
 from .cases import build_case, build_module_case, weights_of
-from .floors import (
-    dtypes_of,
-    emulated_floor,
-    noise_floor,
-    quantization,
-    rules_of,
-    store_floors,
-    stored_floors,
-)
+from .emulating import emulated_floors, emulated_of, emulated_run, keep_emulated, told_apart
+from .floors import dtypes_of, noise_floor, quantization, rules_of, store_floors, stored_floors
 from .gate import gated
 from .provenance import environment, isolated_of, observer_findings, side_of
 from .recorder import ZOOM, Job, check_spec, record, reference_values, refuse_itself, stored
@@ -108,6 +101,8 @@ class _Driver:
         self.mapping: TapMap | None = load_map(request.map) if request.map else None
         self.reference_spec = parse_spec(request.trusted)
         self._built: Case | ModuleCase | None = None
+        #: What was emulated of quantized candidates, by label.
+        self._emulated: dict[str, Run] = {}
         self.specs = split_specs(request.cand)
         if not self.specs:
             raise UserError("cand: name at least one candidate, for example --cand onnx")
@@ -201,12 +196,18 @@ class _Driver:
             run, isolated = isolated, None
         rules = self._rules(reference, run, spec)
         comparison = self._compared(reference, run, isolated, rules, (side, side_of(run, spec.label, path)))
+        emulated = self._emulation(spec)
+        comparison = told_apart(comparison, (reference, run, emulated), rules, mapping=self.mapping)
         if self.request.sketching is not None:
             comparison = self._zoomed(comparison, spec, reference, rules)
         if self._built is not None and reference.target.partition(":")[0] == "torch":
             runs = (reference, run)
             comparison = gated(comparison, self._built, runs, rules, _cache(), progress=self.progress)
         return replace(comparison, findings=(*comparison.findings, *observer_findings(run)))
+
+    def _emulation(self, spec: Spec) -> Run | None:
+        """What was emulated of a candidate, now or when it was stored."""
+        return emulated_of(*stored(spec)) if spec.kind == "stored" else self._emulated.get(spec.label)
 
     def _compared(
         self, reference: Run, run: Run, isolated: Run | None, rules: Rules, sides: tuple[Side, Side]
@@ -275,11 +276,10 @@ class _Driver:
         """
         live = spec is None or spec.kind != "stored"
         if quantization(candidate):
-            emulation = emulation_of(spec, own_module=self.request.own_module) if spec and live else None
-            if emulation is None:
-                return {}
-            job = self._job(emulation, reference_values(reference))
-            return emulated_floor(job, candidate, _cache(), progress=self.progress)
+            emulated = self._emulate(spec, reference, candidate) if spec and live else None
+            if spec and not live:
+                emulated = self._emulation(spec)
+            return emulated_floors(reference, candidate, emulated) if emulated else {}
         dtypes = dtypes_of(reference, candidate)
         held = self.reference_spec.name if self.reference_spec.kind == "stored" else self.trace
         floors = stored_floors(held, reference, dtypes)
@@ -289,6 +289,17 @@ class _Driver:
         if floors and self.reference_spec.kind != "stored":
             store_floors(self.trace, reference, dtypes, floors)
         return floors
+
+    def _emulate(self, spec: Spec, reference: Run, candidate: Run) -> Run | None:
+        """The target's emulation of a quantized candidate, kept beside it; None where the target has none."""
+        emulation = emulation_of(spec, own_module=self.request.own_module)
+        if emulation is None:
+            return None
+        job = self._job(emulation, reference_values(reference))
+        run = emulated_run(job, candidate, _cache(), progress=self.progress)
+        keep_emulated(run, self.trace, spec.label, self.request.limit, self.progress)
+        self._emulated[spec.label] = run
+        return run
 
     def _reported(self, result: Result) -> Result:
         from parity.reports.html import write_html

@@ -13,6 +13,7 @@ from parity.harness.comparison import Comparison, Result, Side
 from parity.harness.errors import UserError, did_you_mean
 from parity.harness.trace import Run, Trace
 
+from .emulating import emulated_of
 from .provenance import isolated_of
 
 
@@ -25,6 +26,7 @@ class Finished:
     reference_path: Path
     candidate: Run
     isolated: Run | None
+    emulated: Run | None = None
 
 
 def open_result(path: str | Path) -> tuple[Result, Path]:
@@ -52,9 +54,9 @@ def candidates(path: str | Path, *, cand: str | None = None) -> Iterator[Finishe
         where, reference = _run(comparison.reference, folder)
         _, candidate = _run(comparison.candidate, folder)
         trace = candidate[0]
-        found = trace[candidate[1]]
-        isolated = isolated_of(trace, candidate[1])
-        yield Finished(comparison, reference[0][reference[1]], where, found, isolated)
+        found, trusted = trace[candidate[1]], reference[0][reference[1]]
+        isolated, emulated = isolated_of(trace, candidate[1]), emulated_of(trace, candidate[1])
+        yield Finished(comparison, trusted, where, found, isolated, emulated)
 
 
 def _run(side: Side, folder: Path) -> tuple[Path, tuple[Trace, str]]:

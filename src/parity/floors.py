@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from parity.harness.case import Case, ModuleCase
-from parity.harness.compare import floors_from
 from parity.harness.errors import ParityError, UserError
 from parity.harness.judge import Floor
 from parity.harness.noise import AGAIN, Noise, noise_of
 from parity.harness.progress import Progress
-from parity.harness.quantized import CEILINGS, QUANTIZED, around, ceilings
+from parity.harness.quantized import CEILINGS, QUANTIZED, ceilings
 from parity.harness.rows import Rules
 from parity.harness.target import Options, parse_spec
 from parity.harness.tolerance import AUTO, Tolerance
@@ -251,28 +250,6 @@ def _short(value: Any) -> str:
 def quantization(*runs: Run) -> str | None:
     """The quantized arithmetic that a run was computed in, if one was."""
     return next((name for name in dtypes_of(*runs) if name in QUANTIZED), None)
-
-
-def emulated_floor(job: Job, candidate: Run, cache: Path, *, progress: Progress) -> dict[str, Floor]:
-    """What quantization alone does to each tap: the target's emulation, run on the reference's tokens."""
-    assert job.reference is not None
-    reference, profile = job.reference.run, quantization(candidate)
-    assert profile is not None
-    made = [reference.label, reference.provenance.get("weights"), reference.provenance.get("scenario_digest")]
-    known = json.dumps(
-        [VERSION, *made, job.spec.text, candidate.provenance["details"]], sort_keys=True, default=str
-    )
-    path = cache / "floors" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}.json"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(prefix="parity-floor-") as folder:
-            own = replace(
-                job, path=Path(folder) / "floor.h5", replay="free" if job.replay == "free" else "forced"
-            )
-            label = record(own, progress=progress)
-            made_of = floors_from(reference, [Trace(own.path)[label]])
-            _write(path, {tap: asdict(floor) for tap, floor in made_of.items()})
-    emulated = {tap: Floor(**level) for tap, level in json.loads(path.read_text()).items()}
-    return around(emulated, profile)
 
 
 def dtypes_of(*runs: Run) -> tuple[str, ...]:

@@ -24,8 +24,9 @@ from parity.harness.rules import Rules
 from parity.harness.tolerance import AUTO, PROFILES, Tolerance, load_tolerance
 from parity.harness.trace import Run
 
+from .emulating import emulated_of, floors_of, told_apart
 from .finished import Finished, candidates, open_result
-from .floors import dtypes_of, rules_of, stored_floors
+from .floors import rules_of
 from .provenance import isolated_of, side_of
 from .recorder import FLOOR, ISOLATED, stored
 
@@ -116,8 +117,9 @@ def _of_trace(
         raise UserError(f"{path}: holds the run {name!r} alone; there is nothing to be judged by it")
     for label in labels if cand is None else [cand]:
         one, two = trace[name], trace[label]
-        rules = _rules(tolerance, path, one, two)
-        yield compare_runs(
+        emulated = emulated_of(trace, label)
+        rules = _rules(tolerance, path, one, two, emulated)
+        found = compare_runs(
             one,
             two,
             rules=rules,
@@ -126,6 +128,7 @@ def _of_trace(
             replay=str(two.provenance.get("replay", "forced")),
             progress=progress,
         )
+        yield told_apart(found, (one, two, emulated), rules)
 
 
 def _of_result(
@@ -153,24 +156,26 @@ def _again(
     held: Finished, before: Comparison, tolerance: Tolerance, request: Mapping[str, str], progress: Progress
 ) -> Comparison:
     """The stored runs compared anew, as they were compared before."""
-    mapping = request.get("map")
+    mapping = load_map(request["map"]) if request.get("map") else None
+    rules = _rules(tolerance, held.reference_path, held.reference, held.candidate, held.emulated)
     found = compare_runs(
         held.reference,
         held.candidate,
-        rules=_rules(tolerance, held.reference_path, held.reference, held.candidate),
+        rules=rules,
         sides=(before.reference, before.candidate),
         isolated=held.isolated,
         taps=ast.literal_eval(request.get("taps", "()")),
-        mapping=load_map(mapping) if mapping else None,
+        mapping=mapping,
         replay=before.replay,
         force=bool(request.get("force")),
         progress=progress,
     )
+    found = told_apart(found, (held.reference, held.candidate, held.emulated), rules, mapping=mapping)
     return replace(found, unsound=found.unsound or before.unsound)
 
 
-def _rules(tolerance: Tolerance, path: Path, one: Run, two: Run) -> Rules:
-    return rules_of(tolerance, stored_floors(path, one, dtypes_of(one, two)), one, two)
+def _rules(tolerance: Tolerance, path: Path, one: Run, two: Run, emulated: Run | None) -> Rules:
+    return rules_of(tolerance, floors_of(path, one, two, emulated), one, two)
 
 
 def _from_metrics(before: Comparison, tolerance: Tolerance) -> Comparison:

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from parity.harness.target import Session, Target
     from parity.harness.tracer import Sink
 
-#: Suffixes of runs that belong to another: a candidate's isolated replay, a reference's noise floor.
+#: Suffixes of runs that belong to another: a candidate's isolated replay and its arithmetic emulated, a
+#: reference's noise floor.
 ISOLATED = "@isolated"
+EMULATED = "@emulated"
 FLOOR = "@floor"
 ZOOM = "@zoom"
 
@@ -260,7 +262,7 @@ def stored(spec: Spec) -> tuple[Trace, str]:
 
 def _of_another(name: str) -> bool:
     """Whether a run belongs to another and is never meant by itself."""
-    return name.endswith((ISOLATED, FLOOR)) or ZOOM in name
+    return name.endswith((ISOLATED, EMULATED, FLOOR)) or ZOOM in name
 
 
 def refuse_itself(reference: tuple[str, str], candidate: tuple[str, str]) -> None:

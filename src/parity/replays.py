@@ -31,7 +31,8 @@ from parity.harness.values import Values
 
 from . import registry
 from .cases import build_case, case_provenance
-from .floors import dtypes_of, emulated_floor, noise_floor, quantization, rules_of
+from .emulating import emulated_floors, emulated_run
+from .floors import dtypes_of, noise_floor, quantization, rules_of
 from .provenance import side_of
 from .recorder import Job, check_spec, record, reference_values, stored
 from .request import Request
@@ -255,7 +256,8 @@ def rules_for(
         return rules_of(tolerance, {}, reference, candidate)
     work = cache / "work"
     job = Job(emulation, case, request.options, work, work, reference=reference_values(reference))
-    return rules_of(tolerance, emulated_floor(job, candidate, cache, progress=progress), reference, candidate)
+    emulated = emulated_run(job, candidate, cache, progress=progress)
+    return rules_of(tolerance, emulated_floors(reference, candidate, emulated), reference, candidate)
 
 
 def held_against(reference: Run, run: MemoryRun, rules: Rules, taps: Sequence[str]) -> Comparison:

@@ -14,6 +14,7 @@ from parity.harness.stages import INSTRUMENTATION, Played, guilty, hold_stages
 from parity.harness.target import Spec
 
 from . import registry
+from .recorder import EMULATED
 
 if TYPE_CHECKING:
     from parity.harness.trace import Run
@@ -67,7 +68,7 @@ def emulation_of(spec: Spec, *, own_module: bool) -> Spec | None:
     return (
         None
         if arg is None
-        else replace(spec, label=f"{spec.label}@emulated", text=f"{spec.name}:{arg}", arg=arg)
+        else replace(spec, label=f"{spec.label}{EMULATED}", text=f"{spec.name}:{arg}", arg=arg)
     )
 
 

@@ -12,7 +12,8 @@ from parity.harness.progress import Progress
 from parity.harness.target import Spec
 from parity.harness.tolerance import load_tolerance
 
-from .floors import dtypes_of, rules_of, stored_floors
+from .emulating import emulated_of, floors_of, told_apart
+from .floors import rules_of
 from .provenance import isolated_of, side_of
 from .recorder import refuse_itself, stored
 
@@ -40,15 +41,18 @@ def compare_traces(
     (ref_trace, ref_name, ref_path), (cand_trace, cand_name, cand_path) = sides
     refuse_itself((ref_path, ref_name), (cand_path, cand_name))
     one, two = ref_trace[ref_name], cand_trace[cand_name]
-    return compare_runs(
+    emulated, known = emulated_of(cand_trace, cand_name), load_map(map) if map else None
+    rules = rules_of(load_tolerance(tol), floors_of(ref_path, one, two, emulated), one, two)
+    found = compare_runs(
         one,
         two,
-        rules=rules_of(load_tolerance(tol), stored_floors(ref_path, one, dtypes_of(one, two)), one, two),
+        rules=rules,
         sides=(side_of(one, ref_name, ref_path), side_of(two, cand_name, cand_path)),
         isolated=isolated_of(cand_trace, cand_name),
         taps=taps,
-        mapping=load_map(map) if map else None,
+        mapping=known,
         replay=str(two.provenance.get("replay", "forced")),
         force=force,
         progress=progress,
     )
+    return told_apart(found, (one, two, emulated), rules, mapping=known)
