@@ -272,6 +272,7 @@ def test_an_original_checkpoint_comes_back_bit_for_bit(
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_tables_that_layers_share_are_written_for_each(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("safetensors")
     state = to_checkpoint(TINY, made().state_dict())
     write_folder(tmp_path, {"model_type": "minikl"}, state, kind=kind, shard_bytes=300_000)
     assert oracle.same(read_folder(tmp_path).state, state)
