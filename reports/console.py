@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -13,6 +12,7 @@ from parity.harness.comparison import Comparison, Culprit, Finding, Result, Row
 from parity.harness.slices import EVERYWHERE
 
 from . import words
+from .said import Said
 from .taps import Fold, TapView, fold, tap_views
 from .words import visible
 
@@ -25,10 +25,6 @@ VERDICT_STYLE = {
 }
 LEVEL_STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 DEVIATES = "bold red"
-#: In place of a sentence that was printed before.
-ABOVE = "failed as said above"
-#: What comes before the path of a log in the sentences of the compilers' failures.
-LOG = "; the whole log: "
 #: Below this width the floor column goes and `where` moves under its row.
 NARROW = 110
 #: For terminals that cannot print the left character; one for one, so that styles stay in place.
@@ -41,7 +37,7 @@ def print_result(result: Result, console: Console, *, limit: int = 24, verbose: 
     `limit` bounds the lines of each table, `verbose` lifts it. Colour is the console's affair: it is off
     with NO_COLOR and when the output is no terminal; every colour only repeats a word.
     """
-    page = _Page(console)
+    page = _Page(console, Said(result))
     for comparison in result:
         page.verdict(comparison)
     for comparison in result:
@@ -54,12 +50,11 @@ def print_result(result: Result, console: Console, *, limit: int = 24, verbose: 
 class _Page:
     """Lines of text on one console; wraps by itself so that continuation lines hang."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, said: Said) -> None:
         self.console = console
+        self.said = said
         self.width = max(console.width, 40)
         self.empty = True
-        #: Why a candidate did not run, in words that were printed already -> its label.
-        self.said: dict[str, str] = {}
 
     def gap(self) -> None:
         """One empty line, never two."""
@@ -88,9 +83,7 @@ class _Page:
         """The one line of a candidate."""
         verdict = comparison.verdict
         head = Text.assemble((f"{verdict.upper():<12}", VERDICT_STYLE[verdict]), "  ")
-        failure = comparison.failure or comparison.refused
-        first = self.said.setdefault(_reason(failure), comparison.label) if failure else comparison.label
-        if first != comparison.label:
+        if first := self.said.elsewhere(comparison):
             self.hang(head, f"{comparison.label}: as {first}, see above")
         else:
             self.hang(head, "  |  ".join(_summary(comparison)))
@@ -141,15 +134,9 @@ class _Page:
         """Every stage held against the one before, and named causes; reasons that stand above are short."""
         for at, stage in enumerate(comparison.stages):
             style = "bold red" if stage.verdict in ("divergence", "failed") else ""
-            failed = stage.verdict == "failed" and _reason(stage.reason) in self.said
-            known = replace(stage, reason=ABOVE) if failed else stage
-            self.entry("" if at else "stages", words.stage_sentence(known), style)
-        reasons = [stage.reason for stage in comparison.stages if _reason(stage.reason) in self.said]
+            self.entry("" if at else "stages", self.said.stage(stage), style)
         for cause in comparison.causes[:3]:
-            said = words.cause_sentence(cause)
-            for reason in filter(None, reasons):
-                said = said.replace(reason, ABOVE)
-            self.entry("why", said, "bold")
+            self.entry("why", self.said.cause(comparison, cause), "bold")
 
     def findings(self, comparison: Comparison) -> None:
         """Errors and warnings; notes are left to the page."""
@@ -211,11 +198,6 @@ class _Page:
             self.line(
                 Text.assemble((f"{kind:<10}", "dim"), (visible(str(path)), "bold" if kind == "html" else ""))
             )
-
-
-def _reason(failure: str) -> str:
-    """A failure without the path of its log: the same one in another build has another."""
-    return failure.partition(LOG)[0]
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:

@@ -102,9 +102,12 @@ def first_place(comparison: Comparison) -> str:
     return row_place(row) if row else ""
 
 
-def verdict_sentence(comparison: Comparison) -> str:
-    """The whole answer in one sentence."""
+def verdict_sentence(comparison: Comparison, *, as_of: str = "") -> str:
+    """The whole answer in one sentence; `as_of` names a candidate of which the same failure is told."""
     label, reference = comparison.label, comparison.reference.label
+    if as_of:
+        how = "was not run" if comparison.verdict == "refused" else "failed to run"
+        return f"{label} {how}, for the same reason as {as_of}."
     if comparison.verdict == "refused":
         return _ended(f"{label} was not run: {comparison.refused}")
     if comparison.verdict == "failed":

@@ -19,6 +19,7 @@ from parity.harness.comparison import Result
 
 from .. import words
 from ..json_report import dumps, write_text
+from ..said import Said
 from .pack import pack
 from .view import view
 
@@ -34,6 +35,7 @@ def write_html(result: Result, path: str | Path) -> Path:
 def render(result: Result) -> str:
     """The page as text."""
     script = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    said = Said(result)
     script = f'(function () {{\n"use strict";\n{script}\n}})();\n'
     return (
         _environment()
@@ -43,7 +45,7 @@ def render(result: Result) -> str:
             script=Markup(script),
             script_hash=Markup(_digest(script)),
             data=Markup(embed({"candidates": [pack(comparison) for comparison in result]})),
-            candidates=[view(comparison) for comparison in result],
+            candidates=[view(comparison, said) for comparison in result],
             **_head(result),
         )
     )

@@ -9,6 +9,7 @@ from typing import Any
 from parity.harness.comparison import Comparison, Side
 
 from .. import words
+from ..said import Said
 
 #: Longest text shown of a side; the place where the texts part is always inside.
 TEXT_LIMIT = 2400
@@ -17,22 +18,22 @@ FLIP_LIMIT = 40
 VALUE_LIMIT = 240
 
 
-def view(comparison: Comparison) -> Mapping[str, Any]:
-    """The names that the template uses."""
+def view(comparison: Comparison, said: Said) -> Mapping[str, Any]:
+    """The names that the template uses; `said`: failures that another candidate's verdict tells."""
     row = words.first_row(comparison) if comparison.verdict == "divergence" else None
     return {
         "label": comparison.label,
         "reference": comparison.reference.label,
         "verdict": comparison.verdict,
-        "sentence": words.verdict_sentence(comparison),
+        "sentence": words.verdict_sentence(comparison, as_of=said.elsewhere(comparison)),
         "claim": comparison.first.claim if comparison.first and row else "",
         "before": comparison.first.before if comparison.first and row else "",
         "first": words.first_place(comparison) if row else "",
         "evidence": words.evidence(row) if row else [],
         "culprits": comparison.culprits if row else (),
-        "causes": [words.cause_sentence(cause) for cause in comparison.causes],
+        "causes": [said.cause(comparison, cause) for cause in comparison.causes],
         "onset": words.onset_sentence(comparison.onset) if comparison.onset is not None else "",
-        "stages": [(stage.verdict, words.stage_sentence(stage)) for stage in comparison.stages],
+        "stages": [(stage.verdict, said.stage(stage)) for stage in comparison.stages],
         "next": words.next_step(comparison),
         "counts": words.counts(comparison.counts),
         "records": words.plural(len(comparison.records), "record"),

@@ -323,3 +323,15 @@ def test_why_candidates_of_one_compiler_failed_is_printed_once() -> None:
     told = "\n".join(lines)
     assert "quantization (cvi/top to cvi/tpu): failed as said above" in told
     assert "why       quantization: failed as said above; before it, conversion changed" in told
+
+
+def test_both_parts_of_a_quantized_candidates_error_are_one_paragraph() -> None:
+    made = factory.diverging()
+    assert "parts  " not in printed(made)
+    row = next(row for row in made.records if (row.tap, row.step) == (made.first.tap, made.first.step))
+    row.quantization, row.implementation = 0.4, 0.0
+    side = replace(made.candidate, provenance={**made.candidate.provenance, "dtype": "w8a8"})
+    told = printed(replace(made, candidate=side))
+    assert f"parts     100 % of its error is quantization: worst 0.4 at {row.tap}, step {row.step};" in told
+    assert "implementation: none" in told
+    assert "error of the arithmetic itself=0.4, of the implementation besides=0" in told

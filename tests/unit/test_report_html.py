@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from parity.harness.comparison import Comparison, Finding, Result
+from parity.harness.comparison import Cause, Comparison, Finding, Result, Stage
 from parity.reports.html import render, write_html
 from parity.reports.json_report import read_json, write_json
 
@@ -216,3 +216,35 @@ def test_two_thousand_taps_at_64_steps_stay_a_page_that_can_be_mailed() -> None:
     page = render(factory.result([factory.passing(records=records)]))
     assert time.perf_counter() - start < 30
     assert len(page) < 8_000_000
+
+
+def test_why_candidates_of_one_compiler_failed_is_said_once() -> None:
+    """Neither each level of a staged run nor its stages repeat it; the cause still names the stage."""
+    why = "net: the compiler failed in lowering at Sin s; the whole log: /cache/{}/log.txt"
+    text = why.format("one")
+    stages = (
+        Stage("quantization", "cvi/top", "cvi/tpu", "failed", reason=text),
+        Stage("code generation", "cvi/top", "cvi", "failed", reason=text),
+    )
+    cause = Cause("", "quantization", f"{text}; before it, conversion changed no more than allowed")
+    made = [replace(factory.failed(), label=label, failure=text) for label in ("cvi/tpu", "cvi")]
+    made[1] = replace(made[1], stages=stages, causes=(cause,))
+    made.append(replace(factory.failed(), label="cvi/tapped", failure=why.format("two")))
+    page = render(factory.result(made))
+    assert page.count("lowering at Sin s") == 1
+    assert "cvi failed to run, for the same reason as cvi/tpu." in page
+    assert "cvi/tapped failed to run, for the same reason as cvi/tpu." in page
+    assert "quantization (cvi/top to cvi/tpu): failed as said above" in page
+    assert "quantization: failed as said above; before it, conversion changed" in page
+
+
+def test_what_quantization_and_the_implementation_do_is_told_beside_the_verdict() -> None:
+    made = factory.diverging()
+    assert "of its error is" not in render(factory.result([made]))
+    made.records[0].quantization, made.records[0].implementation = 0.3, 0.4
+    rounded = render(factory.result([made]))
+    assert "36 % of its error is rounding: worst 0.3 at" in rounded
+    side = replace(made.candidate, provenance={**made.candidate.provenance, "dtype": "w8a8"})
+    page = render(factory.result([replace(made, candidate=side)]))
+    assert "36 % of its error is quantization: worst 0.3 at" in page
+    assert "; implementation: worst 0.4 at" in page
