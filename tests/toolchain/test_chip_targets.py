@@ -45,6 +45,20 @@ def test_the_tapped_build_and_the_interpreter_show_every_tap_that_the_chip_hides
     assert everything - seen("cvi:tapped") <= {"rope", "ids"}
 
 
+def test_what_int8_does_is_told_apart_from_what_the_chip_does_besides_and_is_kept(ran):
+    found = ran["cvi:int8"]
+    told = {row.tap: row for row in found.rows() if row.quantization is not None}
+    assert {"layer0.q", "layer3.residual", "logits"} <= told.keys()
+    assert all(row.implementation is not None for row in told.values())
+    assert 0.001 < told["logits"].quantization < 0.3
+    assert told["logits"].implementation < 2 * told["logits"].quantization
+    assert all(row.quantization is None for row in ran["cvi"].rows())
+    again = parity.judge(ran.files["trace"], cand="cvi:int8")["cvi:int8"]
+    parts = [(row.tap, row.step, row.quantization, row.implementation) for row in found.rows()]
+    assert parts == [(row.tap, row.step, row.quantization, row.implementation) for row in again.rows()]
+    assert [row.ratio for row in again.rows()] == [row.ratio for row in found.rows()]
+
+
 def test_effective_formats_and_versions_are_fields_of_the_run(ran):
     details = ran["cvi"].candidate.provenance["details"]
     assert details["chip"] == "cv181x"
