@@ -26,6 +26,7 @@ from parity.harness.tracer import recording, trace_tensor
 from parity.harness.tracer import step as mark_step
 
 from .module_export import Flat, export
+from .onnx.disturbing import Search, departs, grave
 from .onnx.export import check_opset
 from .onnx.graph_model import OnnxGraph
 from .onnx.graph_session import GraphSession, graph_session
@@ -78,6 +79,7 @@ class OnnxModuleSession:
     reference: Values | None = None
     isolated_sink: Sink | None = None
     isolation: Isolation = field(default_factory=Isolation)
+    _named: list[str] | None = None
 
     def step(
         self, step: Step, tokens: np.ndarray, positions: np.ndarray, isolate: Values | None
@@ -94,7 +96,8 @@ class OnnxModuleSession:
                 trace_tensor(tap, array)
         looked = dict(zip(self.outputs, again, strict=False))
         effect = observer_effect(official, looked, "with taps")
-        details = {**self.facts.details, "observer": effect.text, "observer_effect": effect.outputs}
+        told = {name: seen | self._disturbed(official, looked, name) for name, seen in effect.outputs.items()}
+        details = {**self.facts.details, "observer": effect.text, "observer_effect": told}
         self.facts = replace(
             self.facts, details={**details, "warnings": [effect.text]} if effect.grave else details
         )
@@ -102,6 +105,19 @@ class OnnxModuleSession:
             with recording(self.isolated_sink), mark_step(step.index):
                 self._isolate(self.pinned, self.reference, official, again)
         return None
+
+    def _disturbed(
+        self, official: Mapping[str, np.ndarray], looked: Mapping[str, np.ndarray], name: str
+    ) -> dict[str, Any]:
+        """Which taps change an output by more than rounding; nothing where none does."""
+        if self.pinned is None or not departs(official[name], looked[name]):
+            return {}
+        if self._named is None:
+            clean = dict(zip(self.tapped.outputs, official.values(), strict=False))
+            taps = {output: tap for tap, output in self.taps}
+            graph = self.pinned
+            self._named = Search(graph.runtime, graph.path, "onnx", self.feed, clean, taps).named()
+        return {"taps": self._named, "grave": grave(official[name], looked[name])}
 
     def _isolate(
         self,

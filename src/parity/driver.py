@@ -203,7 +203,7 @@ class _Driver:
         if self._built is not None and reference.target.partition(":")[0] == "torch":
             runs = (reference, run)
             comparison = gated(comparison, self._built, runs, rules, _cache(), progress=self.progress)
-        return replace(comparison, findings=(*comparison.findings, *observer_findings(run)))
+        return replace(comparison, findings=(*comparison.findings, *observer_findings(run, reference)))
 
     def _emulation(self, spec: Spec) -> Run | None:
         """What was emulated of a candidate, now or when it was stored."""

@@ -11,6 +11,7 @@ from parity.harness.errors import CandidateError
 from parity.harness.segmented import Recorded, Right
 
 from .build import Build
+from .disturbing import Search, departs, grave
 from .pinned import PinnedGraph, gap
 from .runtime import Graph, Observer, Runtime
 
@@ -35,6 +36,8 @@ class OnnxExecutor:
         self.unpinned: dict[str, str] = {}
         self._runtime = runtime
         self._pinned: dict[str, PinnedGraph] = {}
+        #: Segments of which it is known which taps disturb them.
+        self._searched: set[str] = set()
         #: Of the last call of a segment: what the tapped build showed, and of outputs what the clean one did.
         self._last: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
 
@@ -45,14 +48,33 @@ class OnnxExecutor:
         axes = self._axes[segment]
         official = self._clean[segment].run(inputs, names)
         again = self._tapped[segment].run(inputs, [*names, *axes])
-        for name, clean, tapped in zip(names, official, again, strict=False):
-            self.observer.note(name, clean, tapped)
+        changed = [self.observer.note(*pair) for pair in zip(names, official, again, strict=False)]
+        if any(changed) and segment not in self._searched:
+            self._search(segment, inputs, dict(zip(names, official, strict=True)), again)
         looked = dict(zip([*names, *axes], again, strict=True))
         self._last[segment] = looked, dict(zip(names, official, strict=True))
         shown = [Recorded(port.value, array, port.axes) for port, array in zip(ports, official, strict=True)]
         inner = zip(axes.items(), again[len(names) :], strict=True)
         shown += [Recorded(plain(name), array, letters) for (name, letters), array in inner]
         return self._sorted(shown)
+
+    def _search(
+        self,
+        segment: str,
+        inputs: Mapping[str, np.ndarray],
+        clean: Mapping[str, np.ndarray],
+        again: Sequence[np.ndarray],
+    ) -> None:
+        """Name the taps that change outputs by more than rounding: once, where it is first seen."""
+        pairs = {name: (array, other) for (name, array), other in zip(clean.items(), again, strict=False)}
+        changed = [name for name, pair in pairs.items() if departs(*pair)]
+        if not changed:
+            return
+        self._searched.add(segment)
+        taps = {value: plain(value) for value in self._axes[segment]}
+        named = Search(self._runtime, self._graphs[segment], segment, inputs, clean, taps).named()
+        for name in changed:
+            self.observer.effect[name] |= {"taps": named, "grave": grave(*pairs[name])}
 
     def pinned(self, segment: str, inputs: Mapping[str, np.ndarray], right: Right) -> Sequence[Recorded]:
         """The same taps, each made of the reference's values; see `PinnedGraph`.

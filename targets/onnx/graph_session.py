@@ -79,6 +79,11 @@ def graph_session(case: ModuleCase, runtime: Runtime, folder: Path) -> GraphSess
     facts = Facts(
         dtype="float32",
         layout="call",
-        details={**runtime.facts(), "opset": build.opset, "file": graph.path.name},
+        details={
+            **runtime.facts(),
+            "opset": build.opset,
+            "file": graph.path.name,
+            "observer_effect": executor.observer.effect,
+        },
     )
     return GraphSession(executor, dict(case.inputs), facts)

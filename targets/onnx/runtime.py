@@ -108,21 +108,25 @@ class Graph:
 
 @dataclass
 class Observer:
-    """What tapping changed: per output, the largest difference between the clean and the tapped build."""
+    """What tapping changed: per output, the largest difference between the clean and the tapped build.
+
+    Where that is more than rounding, also which `taps` did it, and whether it is `grave`.
+    """
 
     effect: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def note(self, tap: str, clean: np.ndarray, tapped: np.ndarray) -> None:
-        """Hold one pair of outputs against each other."""
+    def note(self, tap: str, clean: np.ndarray, tapped: np.ndarray) -> bool:
+        """Hold one pair of outputs against each other; whether any bit of them differs."""
         seen = self.effect.setdefault(tap, {"max_abs": 0.0, "bitwise": True})
         if clean.tobytes() == tapped.tobytes():
-            return
+            return False
         seen["bitwise"] = False
         finite = np.isfinite(clean) & np.isfinite(tapped)
         gap = np.abs(clean[finite].astype(np.float64) - tapped[finite])
         seen["max_abs"] = max(seen["max_abs"], float(gap.max(initial=0.0)))
         if not np.array_equal(np.isfinite(clean), np.isfinite(tapped)):
             seen["nonfinite"] = True
+        return True
 
 
 def _pin(value: Any) -> Pin:
