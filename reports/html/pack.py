@@ -125,6 +125,9 @@ def _facts(row: Row) -> list[tuple[str, str]]:
     share = f" ({percent(found.mismatched / found.count)})" if found.count else ""
     fills = f"{found.structural:,} ({percent(found.structural_share)})" if found.structural else ""
     return [
+        ("kind", row.kind),
+        ("of the arithmetic", number(row.quantization)),
+        ("of the implementation", number(row.implementation)),
         ("values", f"{found.count:,}"),
         ("mismatched", f"{found.mismatched:,}{share}"),
         ("worst value", f"{multiple(found.worst_ratio)} of its bound" if found.worst_ratio else ""),

@@ -248,3 +248,15 @@ def test_what_quantization_and_the_implementation_do_is_told_beside_the_verdict(
     page = render(factory.result([replace(made, candidate=side)]))
     assert "36 % of its error is quantization: worst 0.3 at" in page
     assert "; implementation: worst 0.4 at" in page
+
+
+def test_both_parts_of_a_records_error_are_among_what_was_measured_of_it() -> None:
+    made = factory.diverging()
+    number, row = next((i, row) for i, row in enumerate(made.records) if row.failing)
+    row.quantization, row.implementation, row.kind = 0.3, 0.04, "quantization"
+    facts = data_of(render(factory.result([made])))["candidates"][0]["details"][str(number)]["facts"]
+    assert facts[:3] == [
+        ["kind", "quantization"],
+        ["of the arithmetic", "0.3"],
+        ["of the implementation", "0.04"],
+    ]
