@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import parity
 from parity.harness.comparison import Comparison
 from parity.harness.errors import ParityError
 from parity.harness.folders import cache_folder
+from parity.harness.trace import Trace
 
-from . import dumping, patches
+from . import dumping, patches, rivals
 from .plant import Apply
 from .settings import setting
 
@@ -31,13 +32,14 @@ EXPORTER = "script"
 class Ran:
     """One run: what came of it (None and an error where nothing did) and how long it took.
 
-    `idle` names what was patched in and never called.
+    `idle` names what was patched in and never called, `others` holds what other tools' rules say.
     """
 
     comparison: Comparison | None
     seconds: float
     error: str = ""
     idle: tuple[str, ...] = ()
+    others: Mapping[str, rivals.Said] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -125,7 +127,9 @@ class Lab:
                     result = parity.run(ref, [f"port={cand}"], out=out, report=False, **asked)
             except ParityError as error:
                 return Ran(None, time.perf_counter() - begin, str(error))
-        return Ran(next(iter(result)), time.perf_counter() - begin)
+        (comparison,) = result
+        seconds = time.perf_counter() - begin
+        return Ran(comparison, seconds, others={} if against else _others(comparison))
 
     def _keep_toolchains(self) -> None:
         """Compilers of chips are installed in the cache of every day; everything else is the lab's own."""
@@ -184,6 +188,15 @@ class Lab:
             warnings.simplefilter("ignore")
             patch.setenv("PARITY_CACHE", str(self.folder / "cache"))
             yield
+
+
+def _others(comparison: Comparison) -> Mapping[str, rivals.Said]:
+    """What other tools' rules say of the same two runs; nothing where the candidate did not run."""
+    sides = comparison.reference, comparison.candidate
+    if not all(side.path for side in sides):
+        return {}
+    one, two = (Trace(side.path)[side.run] for side in sides)
+    return rivals.said(one, two)
 
 
 def _plain(name: str) -> str:

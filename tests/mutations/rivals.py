@@ -1,7 +1,8 @@
 """The same traces, judged by the published rules of other tools: what each would have said, and where first.
 
-Every rule pairs records by name, step and call as its tool does, and keeps that tool's ways with NaN, shapes
-and names that only one side has. Thresholds are the tools' defaults for float32.
+All are handed records in execution order and as we align them, by absolute position, which none of them does
+itself; the original tracer alone pairs by name. Each keeps its tool's ways with NaN, shapes and names that
+only one side has. Thresholds are the tools' defaults for float32.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.harness.trace import Record, Run
+from parity.harness.align import Aligner
+from parity.harness.trace import Run
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,6 @@ class Said:
     first: str = ""
 
 
-Paired = tuple[Record, Record | None]
 Rule = Callable[[Run, Run], Said]
 RULES: dict[str, Rule] = {}
 
@@ -34,11 +37,27 @@ def said(reference: Run, candidate: Run) -> dict[str, Said]:
     return {name: rule(reference, candidate) for name, rule in RULES.items()}
 
 
+@dataclass(frozen=True)
+class Paired:
+    """One tap, step and call on both sides, in float64."""
+
+    tap: str
+    step: int
+    call: int
+    expected: Array
+    actual: Array
+
+
 def paired(reference: Run, candidate: Run) -> Iterator[Paired]:
-    """Records of the reference in execution order, with what has the same name, step and call."""
-    known = {(record.tap, record.step, record.call): record for record in candidate.records()}
-    for record in reference.records():
-        yield record, known.get((record.tap, record.step, record.call))
+    """What both sides have, in execution order."""
+    aligner = Aligner(reference, candidate)
+    pairs = [(place, pair) for place, tap in enumerate(aligner.order) for pair in aligner.pairs(tap)]
+    for _, pair in sorted(pairs, key=lambda item: (item[1].step, item[0], item[1].call)):
+        if pair.expected is not None and pair.actual is not None:
+            yield Paired(pair.tap, pair.step, pair.call, _wide(pair.expected), _wide(pair.actual))
+        elif pair.reference is not None and pair.candidate is not None:
+            sides = _wide(pair.reference.read()), _wide(pair.candidate.read())
+            yield Paired(pair.tap, pair.step, pair.call, *sides)
 
 
 def _per_record(name: str) -> Callable[[Callable[[Any, Any], bool]], Rule]:
@@ -46,11 +65,9 @@ def _per_record(name: str) -> Callable[[Callable[[Any, Any], bool]], Rule]:
 
     def register(holds: Callable[[Any, Any], bool]) -> Rule:
         def rule(reference: Run, candidate: Run) -> Said:
-            for one, two in paired(reference, candidate):
-                if two is None:
-                    continue
-                if one.shape != two.shape or not holds(_wide(two), _wide(one)):
-                    return Said(True, one.tap)
+            for pair in paired(reference, candidate):
+                if pair.actual.shape != pair.expected.shape or not holds(pair.actual, pair.expected):
+                    return Said(True, pair.tap)
             return Said(False)
 
         RULES[name] = rule
@@ -59,8 +76,8 @@ def _per_record(name: str) -> Callable[[Callable[[Any, Any], bool]], Rule]:
     return register
 
 
-def _wide(record: Record) -> np.ndarray:
-    return np.asarray(record.read()).astype(np.float64)
+def _wide(values: Array) -> Array:
+    return np.asarray(values).astype(np.float64)
 
 
 @_per_record("torch.allclose")
@@ -98,7 +115,8 @@ def tracer(reference: Run, candidate: Run) -> Said:
         two = held[1].get(tap)
         if two is None:
             continue
-        close = one.shape == two.shape and np.allclose(_wide(two), _wide(one), rtol=1e-5, atol=1e-5)
+        sides = _wide(two.read()), _wide(one.read())
+        close = one.shape == two.shape and np.allclose(*sides, rtol=1e-5, atol=1e-5)
         if not close:
             return Said(True, tap)
     return Said(False)
@@ -106,17 +124,16 @@ def tracer(reference: Run, candidate: Run) -> Said:
 
 def npz_tool(reference: Run, candidate: Run) -> Said:
     """TPU-MLIR's npz_tool at 0.99, 0.90: NaN made finite, the longer cut, cosine and Euclid similarity."""
-    for one, two in paired(reference, candidate):
-        if two is None:
-            continue
-        a, e = (np.nan_to_num(_wide(r), nan=0.0, posinf=1e4, neginf=-1e4).ravel() for r in (two, one))
+    for pair in paired(reference, candidate):
+        sides = pair.actual, pair.expected
+        a, e = (np.nan_to_num(side, nan=0.0, posinf=1e4, neginf=-1e4).ravel() for side in sides)
         size = min(a.size, e.size)
         a, e = a[:size], e[:size]
         middle = np.sqrt((((a + e) / 2.0) ** 2).sum())
         gap = np.sqrt(((a - e) ** 2).sum())
         similar = 1.0 - gap / middle if middle else float(not gap)
         if _cosine(a, e) < 0.99 or similar < 0.90:
-            return Said(True, one.tap)
+            return Said(True, pair.tap)
     return Said(False)
 
 
@@ -124,19 +141,19 @@ def msprobe(reference: Run, candidate: Run) -> Said:
     """msprobe: an op is wrong when its inputs are good to 1 in 1000 and its output is not, or NaN is new."""
     shares: dict[tuple[str, int, int], float] = {}
     inputs = {role["taps"]: role["inputs"] for role in reference.provenance.get("roles", ())}
-    for one, two in paired(reference, candidate):
-        if two is None or one.shape != two.shape:
+    for pair in paired(reference, candidate):
+        a, e = pair.actual, pair.expected
+        if a.shape != e.shape:
             continue
-        a, e = _wide(two), _wide(one)
         if np.isfinite(e).all() and not np.isfinite(a).all():
-            return Said(True, one.tap)
+            return Said(True, pair.tap)
         with np.errstate(divide="ignore", invalid="ignore"):
             near = np.abs(a - e) <= 1e-3 * np.abs(e)
-        at = (one.tap, one.step, one.call)
+        at = (pair.tap, pair.step, pair.call)
         shares[at] = float(near.mean()) if near.size else 1.0
-        fed = [shares[tap, *at[1:]] for tap in inputs.get(one.tap, ()) if (tap, *at[1:]) in shares]
+        fed = [shares[tap, *at[1:]] for tap in inputs.get(pair.tap, ()) if (tap, *at[1:]) in shares]
         if shares[at] < 0.1 and min(fed, default=1.0) > 0.9:
-            return Said(True, one.tap)
+            return Said(True, pair.tap)
     return Said(False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from .lab import Lab, Ran
 from .plant import Harmless, Plant, part_of
+from .rivals import Said
 
 #: Shares that a catalogue must reach (of what lies above the floor).
 AIMS = {"detected": 1.0, "exact": 0.95, "explained": 0.70}
@@ -42,6 +43,7 @@ class Outcome:
     size: float | None = None
     seconds: float = 0.0
     error: str = ""
+    others: Mapping[str, Said] = field(default_factory=dict)
 
     @property
     def undetectable(self) -> bool:
@@ -71,6 +73,17 @@ class Alarm:
     worst: float | None = None
     said: str = ""
     seconds: float = 0.0
+    others: Mapping[str, Said] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way of judging: shares of the bugs above the floor, runs flagged wrongly, bugs under it noticed."""
+
+    detected: float
+    located: float
+    false_alarms: int
+    under: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,20 @@ class Score:
             said.append(f"false alarms: {len(self.false_alarms)}, should be none")
         return said
 
+    def rules(self) -> dict[str, Rule]:
+        """Our own verdicts and other tools' rules, over the same traces."""
+        found = {"parity": Rule(self.share("detected"), self.share("exact"), len(self.false_alarms))}
+        bugs = [outcome for outcome in self.above if outcome.others]
+        for name in dict.fromkeys(name for outcome in bugs for name in outcome.others):
+            said = [(outcome.others[name], outcome.expected.partition("@")[0]) for outcome in bugs]
+            found[name] = Rule(
+                sum(one.objects for one, _ in said) / len(said),
+                sum(one.objects and one.first == tap for one, tap in said) / len(said),
+                sum(alarm.others[name].objects for alarm in self.harmless if alarm.others),
+                sum(one.others[name].objects for one in self.bugs if one.undetectable and one.others),
+            )
+        return found
+
     def families(self) -> dict[str, list[Outcome]]:
         """Bugs by family, in the order of the catalogue."""
         found: dict[str, list[Outcome]] = {}
@@ -127,6 +154,7 @@ class Score:
             "false_alarms": len(self.false_alarms),
             "seconds_median": median(seconds) if seconds else None,
             "missed_aims": self.missed_aims(),
+            "rules": {name: asdict(rule) for name, rule in self.rules().items()},
             "facts": self.facts,
             "bugs": [_shown(outcome) for outcome in self.bugs],
             "changes": [_shown(alarm) for alarm in self.harmless],
@@ -145,6 +173,7 @@ def judge(plant: Plant, cand: str, lab: Lab) -> Outcome:
     case = plant.case(cand)
     ran = lab.planted(case, cand, plant.apply)
     about = {"name": plant.name, "family": plant.family, "cand": cand, "expected": expected}
+    about |= {"others": ran.others}
     if ran.verdict != "divergence":
         size = lab.size(case, cand, plant.apply) if ran.verdict == "parity" else None
         return Outcome(
@@ -205,7 +234,7 @@ def tried(change: Harmless, cand: str, lab: Lab) -> Alarm:
         said = f"never ran: {', '.join(ran.idle)}"
     false = ran.verdict != "parity" or bool(ran.idle)
     about = (change.name, change.family, cand, ran.verdict, false, _worst(ran))
-    return Alarm(*about, said=said, seconds=ran.seconds)
+    return Alarm(*about, said=said, seconds=ran.seconds, others=ran.others)
 
 
 def scored(bugs: Iterable[Outcome], harmless: Iterable[Alarm], **facts: Any) -> Score:

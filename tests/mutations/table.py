@@ -19,6 +19,8 @@ def lines(score: Score) -> list[str]:
         told += _columns([HEADING, *(_family(name, outcomes) for name, outcomes in families)])
     if score.harmless:
         told += ["", _harmless(score)]
+    if score.bugs and score.harmless:
+        told += ["", *_rules(score)]
     told += _listed("missed", [_missed(one) for one in score.bugs if one.missed])
     told += _listed(
         "located elsewhere", [_elsewhere(one) for one in score.bugs if one.detected and not one.exact]
@@ -70,6 +72,16 @@ def _listed(title: str, items: Sequence[str]) -> list[str]:
 def _harmless(score: Score) -> str:
     names = len({alarm.name for alarm in score.harmless})
     return f"harmless changes: {names}, runs {len(score.harmless)}, false alarms {len(score.false_alarms)}"
+
+
+def _rules(score: Score) -> list[str]:
+    """The same traces by other tools' published rules; ours first."""
+    rows = [("the same traces by", "detected", "located first", "false alarms", "under the floor")]
+    rows += [
+        (name, f"{rule.detected:.1%}", f"{rule.located:.1%}", str(rule.false_alarms), str(rule.under))
+        for name, rule in score.rules().items()
+    ]
+    return _columns(rows)
 
 
 def _missed(one: Outcome) -> str:
