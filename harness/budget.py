@@ -1,8 +1,9 @@
 """How much of an error at the end each part owns: what it does alone, beside what all of them do together.
 
 The KL of the logits is quadratic in small errors. Those of different parts are independent, so their products
-average out over tokens and the singles come to about the whole: 107 % was seen in int8, 120 % in bf16. What
-they leave open beyond that, and beyond the scatter of so many tokens, is interaction or a fault between parts.
+average out over tokens and the singles come to about the whole: 107 % was seen in int8, 120 % in bf16.
+What they leave open beyond that, and beyond the scatter of so many tokens, is interaction or a fault between
+parts.
 """
 
 from __future__ import annotations

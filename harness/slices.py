@@ -76,7 +76,7 @@ def _hits(metrics: Metrics, names: tuple[str, ...]) -> dict[str, Array]:
 
 
 def _mostly(metrics: Metrics, names: tuple[str, ...], name: str, hit: Array) -> str:
-    """"mostly " where other indices of the axis are off as well, by more than noise beside a fault."""
+    """ "mostly " where other indices of the axis are off as well, by more than noise beside a fault."""
     if not metrics.profiles or metrics.nan_mismatch or metrics.inf_mismatch:
         return ""
     values = _weighed(metrics.profiles[metrics.plan.axes[names.index(name)]], metrics.rms_expected)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from parity.harness.values import Values
 
 
-
 @dataclass
 class ModuleTarget:
     """Taken as its factory built it; `share` loads the reference's weights into it first, strictly.

@@ -97,9 +97,7 @@ def small(folder: Path, count: int) -> float:
     for item in run.records("tap7"):
         item.read()
     one = time.perf_counter() - start_of_tap
-    print(
-        f"  listed in {listed - start:.2f} s, read in {read - listed:.2f} s, one tap of 100 in {one:.3f} s"
-    )
+    print(f"  listed in {listed - start:.2f} s, read in {read - listed:.2f} s, one tap of 100 in {one:.3f} s")
     path.unlink()
     return wall
 

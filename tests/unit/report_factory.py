@@ -207,7 +207,8 @@ def tokens(*, flipped: bool = False, batch: int = 1) -> Tokens:
     """What both sides said."""
     expected = "The statement is executed when the first argument is a mapping object."
     actual = "The statement is executed when the firrrrrr rrrr rrrr" if flipped else expected
-    flips = (TokenStep(4, 0, 115, 114, 3.21, 0.84), TokenStep(5, 0, 116, 114, 0.012, 1.4, 0.02)) if flipped else ()
+    both = (TokenStep(4, 0, 115, 114, 3.21, 0.84), TokenStep(5, 0, 116, 114, 0.012, 1.4, 0.02))
+    flips = both if flipped else ()
     return Tokens(6 * batch, 6 * batch - len(flips), flips, (expected,) * batch, (actual,) * batch, free=True)
 
 

@@ -19,7 +19,8 @@ RUN_OPTIONS = {
     "--seed",
     "--dtype", "--device", "--threads", "--segments", "--exporter", "--opset",
     "--taps", "--tol", "--map", "--force",
-    "--replay", "--stages", "--share-weights", "--capture", "--max-bytes", "--out", "--json", "--verbose", "-v",
+    "--replay", "--stages", "--share-weights", "--capture", "--max-bytes",
+    "--out", "--json", "--verbose", "-v",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Rows that one massive activation dominates: it hides no fault in the others, and its own rounding is none."""
+"""Rows that one massive activation dominates: it hides no fault in the others, nor is one."""
 
 from __future__ import annotations
 
