@@ -52,7 +52,7 @@ def fill(waiting: Waiting, found: Survey | Full) -> None:
 def _judge(waiting: Waiting, place: int, metrics: Metrics, logits: LogitMetrics | None) -> None:
     """Judge one record; one that fails is measured in full, to say where."""
     row, source, rule = waiting.rows[place], waiting.source, waiting.rule
-    judgement = rule.judge(metrics, logits)
+    judgement = rule.judge(metrics, logits, (source, place))
     row.floor = rule.floor.rms if rule.floor else None
     row.status, row.reason, row.ratio = judgement.status, judgement.reason, judgement.ratio
     row.error, row.shape, row.metrics, row.logits = metrics.rel_l2, metrics.shape, metrics, logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from .metrics import LogitMetrics, Metrics, Survey
     from .metrics.widen import Format
+    from .row_noise import Answering, RowShares
     from .tolerance import Bound
     from .vendors import Vendor
 
@@ -20,6 +21,8 @@ FACTOR = 8.0
 """A row passes up to this multiple of its floor: healthy reordering of sums reaches 3 x by row."""
 SCALE_SHARE = 0.1
 """Quieter rows are held against this share of the tensor's RMS: their noise comes from louder rows."""
+
+NO_SHARES = np.zeros((0, 2), np.uint8)
 
 ABOVE = math.nextafter(1.0, 2.0)
 """A failing ratio is never rounded down to 1."""
@@ -52,12 +55,19 @@ class Floor:
     """Noise of a tap relative to the scale of a row: of RMS errors, and of largest errors.
 
     `rest` is the noise of the other values of rows that one value dominates, relative to their own RMS; 0
-    where no row is such, or where it was not measured: then they are not judged apart.
+    where no row is such, or where it was not measured: then they are not judged apart. `rows` say how much
+    quieter each row is, where that was measured.
     """
 
     rms: float
     peak: float
     rest: float = 0.0
+    rows: RowShares | Answering | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is written of it, rows apart."""
+        return {"rms": self.rms, "peak": self.peak, "rest": self.rest}
 
     def merge(self, other: Floor) -> Floor:
         """The higher of each."""
@@ -183,12 +193,14 @@ def judge_floor(
     dtype: str | None = None,
     factor: float = FACTOR,
     allow_nonfinite: bool = False,
+    shares: np.ndarray[Any, Any] | None = None,
 ) -> Judgement:
     """Each row's RMS and largest error against `factor` times its noise floor.
 
     Floor of a row = max(level * scale, half an ULP of the row's largest expected value in `dtype`, by default
     the candidate's); scale = max(RMS of the row, 0.1 * RMS of the tensor). Zeros allow no error. Where one
-    value holds most of a row's energy, the others are judged without it too: it must not hide them.
+    value holds most of a row's energy, the others are judged without it too: it must not hide them. `shares`
+    (`RowShares`) make the level of a row smaller.
     """
     early = _before_values(metrics, allow_nonfinite)
     if early is not None:
@@ -198,7 +210,7 @@ def judge_floor(
     if metrics.max_expected == 0.0:
         reason = f"the reference is zero everywhere, but the candidate reaches {metrics.max_actual:g}"
         return Judgement("fail", reason, math.inf, math.inf)
-    over, row = _over_floor(metrics, floor, dtype or metrics.dtype_actual)
+    over, row = _over_floor(metrics, floor, dtype or metrics.dtype_actual, shares)
     ratio = over / factor
     if ratio <= 1.0:
         return Judgement("pass", ratio=ratio, over_floor=over)
@@ -210,7 +222,9 @@ def judge_floor(
     return Judgement("fail", reason, ratio, over, index)
 
 
-def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]:
+def _over_floor(
+    metrics: Metrics, floor: Floor, dtype: str, shares: np.ndarray[Any, Any] | None
+) -> tuple[float, int]:
     worst_row, grid = _grid(dtype)
     worst, row = worst_row(
         metrics.raw_rows,
@@ -223,6 +237,7 @@ def _over_floor(metrics: Metrics, floor: Floor, dtype: str) -> tuple[float, int]
         grid.mantissa if grid.kind == "float" else -1,
         grid.smallest_normal,
         grid.smallest,
+        NO_SHARES if shares is None else shares,
     )
     return float(worst), int(row)
 
@@ -256,17 +271,12 @@ def _before_values(metrics: Metrics, allow_nonfinite: bool) -> Judgement | None:
 
 
 def floor_from(metrics: Metrics) -> Floor:
-    """The relative noise that a pair measured with rows shows: the largest of error / scale among rows.
-
-    One level per tap. A level per row (what was measured there, at least the tap's RMS) would show twenty
-    times the noise of a row in 99 % of rows instead of 52 to 77 %, but healthy rows then reach 3.5 times it
-    within the same program and 6.8 in another runtime, where they stay within 2.2 times this one.
-    """
+    """The relative noise that a pair measured with rows shows: the largest of error / scale among rows."""
     assert len(metrics.raw_rows) == metrics.plan.num_rows
     from .metrics.rowjudge import LEVELS
 
-    levels = LEVELS()(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
-    return Floor(*map(float, levels))
+    rms, peak, rest = LEVELS()(metrics.raw_rows, metrics.plan.row_size, metrics.rms_expected, SCALE_SHARE)
+    return Floor(float(rms), float(peak), float(rest))
 
 
 def minimum_tolerance(metrics: Metrics) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from .comparison import Row
 from .judge import FACTOR, Floor, floor_from
 from .measuring import Asked, in_batches, measure_all
 from .metrics import Metrics, Survey
+from .row_noise import RowNoise
 from .series import Series
 from .tolerance import AUTO, EXACT
 
@@ -39,6 +40,10 @@ class Noise:
     max_abs: float
     expected: float
 
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept and printed, the floor as its numbers."""
+        return {**asdict(self), "floor": self.floor.numbers}
+
     def merge(self, other: Noise) -> Noise:
         """The higher level of each, the cause of the higher one, and the larger difference."""
         cause = (self if self.floor.rms >= other.floor.rms else other).cause
@@ -60,17 +65,27 @@ def floors_from(reference: Run, others: Iterable[Run]) -> dict[str, Floor]:
 
 
 def noise_of(
-    reference: Run, other: Run, cause: str, *, order: Sequence[int] | None = None
+    reference: Run,
+    other: Run,
+    cause: str,
+    *,
+    order: Sequence[int] | None = None,
+    rows: dict[str, RowNoise] | None = None,
 ) -> dict[str, Noise]:
     """How far `other` departs from the reference at each tap.
 
-    `order`: the sequences of `other` that answer those of the reference, where they stand elsewhere.
+    `order`: the sequences of `other` that answer those of the reference, where they stand elsewhere. What
+    each row shows is added to `rows`, by tap.
     """
     found: dict[str, Noise] = {}
     for item, every in _measured(reference, other, order):
         for place, metrics in enumerate(every):
             step = int(item.references[place].step) if isinstance(item, Series) else item.step
             noise = _noise(item.tap, cause, metrics, step)
+            if rows is not None:
+                if item.tap not in rows:
+                    rows[item.tap] = RowNoise(reference.records(item.tap))
+                rows[item.tap].add(item, place, metrics)
             before = found.get(item.tap)
             found[item.tap] = (
                 noise if before is None else replace(before.merge(noise), rows=before.rows + noise.rows)

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from .judge import Floor, Judgement, judge_bound, judge_floor, judge_vendor
 from .measuring import Asked
 from .quantized import CEILINGS, QUANTIZED, ceiling
+from .row_noise import Answering
 
 if TYPE_CHECKING:
     from .metrics import LogitMetrics, Metrics
+    from .pairs import Pair
+    from .series import Series
     from .tolerance import Bound, Tolerance
     from .vendors import Vendor
 
@@ -58,13 +61,26 @@ class Rule:
         """Whether the bound alone decides."""
         return self.floor is None and self.vendor is None
 
-    def judge(self, metrics: Metrics, logits: LogitMetrics | None = None) -> Judgement:
-        """The judgement of one measured record."""
+    def judge(
+        self,
+        metrics: Metrics,
+        logits: LogitMetrics | None = None,
+        of: tuple[Series | Pair, int] | None = None,
+    ) -> Judgement:
+        """The judgement of one measured record: `of` a source, the pair in this place."""
         if self.vendor is not None:
             return judge_vendor(metrics, logits, self.vendor, allow_nonfinite=self.nonfinite)
         if self.floor is None:
             return judge_bound(metrics, self.bound, allow_nonfinite=self.nonfinite)
-        return judge_floor(metrics, self.floor, dtype=metrics.dtype_actual, allow_nonfinite=self.nonfinite)
+        rows = self.floor.rows
+        shares = rows.of(*of, metrics.plan) if isinstance(rows, Answering) and of is not None else None
+        return judge_floor(
+            metrics,
+            self.floor,
+            dtype=metrics.dtype_actual,
+            allow_nonfinite=self.nonfinite,
+            shares=shares,
+        )
 
     def kind(self, judgement: Judgement, metrics: Metrics) -> str:
         """What an error is: rounding, quantization or a bug; empty where there is none, or no telling.

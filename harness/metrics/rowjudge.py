@@ -41,12 +41,13 @@ def _rest(rows, r, used):
     return error / (used - 1), value / (used - 1)
 
 
-def _worst_row(rows, row_size, whole, share, rms, peak, rest, mantissa, normal, smallest):
+def _worst_row(rows, row_size, whole, share, rms, peak, rest, mantissa, normal, smallest, shares):
     """Largest error over floor among rows, and its row: (ratio, row), (0, -1) when no row has an error.
 
     Of a row, RMS and maximum are held against max(level * scale, half an ULP of the row's largest value);
-    scale = max(RMS of the row's reference, share * whole). Where one value dominates the row, the others are
-    also judged without it, against `rest` times their own RMS.
+    scale = max(RMS of the row's reference, share * whole). `shares` `[rows, 2]` make the levels of each row
+    smaller, in 255ths; there may be none. Where one value dominates the row, the others are also judged
+    without it, against `rest` times their own RMS.
     """
     worst, at = 0.0, -1
     for r in range(rows.shape[0]):
@@ -55,10 +56,11 @@ def _worst_row(rows, row_size, whole, share, rms, peak, rest, mantissa, normal, 
             continue
         scale = max(np.sqrt(rows[r, S_REF] / used), share * whole)
         grain = _half_ulp(rows[r, S_REF_MAX], mantissa, normal, smallest)
-        ratio = max(
-            np.sqrt(rows[r, S_ERR] / used) / max(rms * scale, grain),
-            rows[r, S_ERR_MAX] / max(peak * scale, grain),
-        )
+        mean, most = rms * scale, peak * scale
+        if r < shares.shape[0]:
+            mean *= shares[r, 0] / 255.0
+            most *= shares[r, 1] / 255.0
+        ratio = max(np.sqrt(rows[r, S_ERR] / used) / max(mean, grain), rows[r, S_ERR_MAX] / max(most, grain))
         if rest > 0.0:
             error, value = _rest(rows, r, used)
             if error > 0.0 and value > 0.0:
@@ -93,6 +95,7 @@ def _levels(rows, row_size, whole, share):
 
 WORST_ROW = entry(
     _worst_row,
-    "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,float64,int64,float64,float64)",
+    "UniTuple(float64,2)(float64[:,::1],int64,float64,float64,float64,float64,float64,int64,float64,float64,"
+    "uint8[:,::1])",
 )
 LEVELS = entry(_levels, "UniTuple(float64,3)(float64[:,::1],int64,float64,float64)")
