@@ -86,7 +86,7 @@ def write_floors(path: Path, case: Mapping[str, Any], levels: Mapping[str, Noise
     """The text of a calibration file: one line per tap, in execution order, ready to be reviewed."""
     lines = [
         "# Noise floors per tap, relative to the RMS of a row: of its RMS error, its largest error, and of",
-        "# what lies beside a dominant value. A row passes up to 8 times its floor.",
+        "# what lies beside a dominant value. A row passes up to 8 times the floor of its tap.",
         f"# parity run --tol {path.name}",
         f'profile = "{AUTO}"',
         "",

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from parity.harness.judge import Floor
 from parity.harness.noise import AGAIN, Noise, noise_of
 from parity.harness.progress import Progress
 from parity.harness.quantized import CEILINGS, QUANTIZED, ceilings
+from parity.harness.row_noise import RowNoise, RowShares, answering
 from parity.harness.rows import Rules
 from parity.harness.target import Options, parse_spec
 from parity.harness.tolerance import AUTO, Tolerance
@@ -33,19 +34,21 @@ from .cases import case_provenance
 from .recorder import FLOOR, Job, record, reference_values
 from .twins import BITS, FORMAT, FP64, Rearranged, Twin, base_spec, steadiness_twins, twins
 
+PARTS = ("explained", "spread")
 #: Raised when the way floors are measured changes, so that cached ones are measured anew.
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True)
 class Measured:
     """Noise per tap: `explained` by the number format, and the `spread` of the reference about itself.
 
-    Both hold the largest over their causes.
+    Both hold the largest over their causes; `rows` how that of both is shared out among the rows of a tap.
     """
 
     explained: Mapping[str, Noise]
     spread: Mapping[str, Noise]
+    rows: Mapping[str, RowShares] = field(default_factory=dict)
 
     @property
     def levels(self) -> dict[str, Noise]:
@@ -55,6 +58,11 @@ class Measured:
         }
         return {**self.explained, **both}
 
+    @property
+    def floors(self) -> dict[str, Floor]:
+        """The floors of all taps, with those of their rows."""
+        return {tap: replace(noise.floor, rows=self.rows.get(tap)) for tap, noise in self.levels.items()}
+
 
 def noise_floor(
     case: Case | ModuleCase, dtypes: tuple[str, ...], cache: Path, *, progress: Progress
@@ -63,8 +71,7 @@ def noise_floor(
 
     A module of the user's that computes in one format only is measured in what it can run; that is said.
     """
-    measured = measure_noise(case, dtypes, cache, progress=progress)
-    return {tap: noise.floor for tap, noise in measured.levels.items()}
+    return measure_noise(case, dtypes, cache, progress=progress).floors
 
 
 def measure_noise(
@@ -125,15 +132,19 @@ def _runs(case: Case | ModuleCase, base_text: str, others: list[Twin], progress:
             done = [t for t in done if t.cause not in (FP64, FORMAT) or dtypes_of(runs[t.label]) != same]
         explained: dict[str, Noise] = {}
         spread: dict[str, Noise] = {}
+        rows: dict[str, RowNoise] = {}
         for twin in done:
-            into = spread if twin.steadiness else explained
-            for tap, noise in noise_of(first, runs[twin.label], twin.cause, order=twin.order).items():
+            into, other = spread if twin.steadiness else explained, runs[twin.label]
+            for tap, noise in noise_of(first, other, twin.cause, order=twin.order, rows=rows).items():
                 into[tap] = into[tap].merge(noise) if tap in into else noise
                 if twin.cause == AGAIN and noise.max_abs:  # then the other causes show nothing but that
                     into[tap] = replace(into[tap], cause=AGAIN)
         # Inputs that were moved say nothing of what is rounded on the way.
         rounded = isinstance(case, Case) or any(twin.cause in (FP64, FORMAT) for twin in done)
-        return Measured(explained if rounded else {}, spread)
+        measured = Measured(explained if rounded else {}, spread)
+        narrow = any(twin.cause == FORMAT for twin in done)
+        shares = {tap: rows[tap].shares(noise.floor, narrow=narrow) for tap, noise in measured.levels.items()}
+        return replace(measured, rows=shares)
 
 
 def _recorded(twin: Twin, path: Path, forced: Values | None, progress: Progress) -> bool:
@@ -186,18 +197,17 @@ def _path(about: Mapping[str, Any], dtype: str, cache: Path) -> Path:
 
 
 def _store(path: Path, measured: Measured) -> None:
-    _write(
-        path,
-        {part: [asdict(n) for n in getattr(measured, part).values()] for part in ("explained", "spread")},
-    )
+    parts = {part: [n.to_json() for n in getattr(measured, part).values()] for part in PARTS}
+    _write(path, {**parts, "rows": {tap: own.packed() for tap, own in measured.rows.items()}})
 
 
 def _load(path: Path) -> Measured:
     data = json.loads(path.read_text())
     parts = (
-        {row["tap"]: Noise(**{**row, "floor": Floor(**row["floor"])}) for row in data[part]} for part in data
+        {row["tap"]: Noise(**{**row, "floor": Floor(**row["floor"])}) for row in data[part]} for part in PARTS
     )
-    return Measured(*parts)
+    rows = {tap: RowShares.unpacked(*held) for tap, held in data["rows"].items()}
+    return Measured(next(parts), next(parts), rows)
 
 
 def _write(path: Path, data: Any) -> None:
@@ -218,7 +228,7 @@ def rules_of(tolerance: Tolerance, floors: Mapping[str, Floor], *runs: Run) -> R
     if tolerance.floors:
         return Rules(tolerance, tolerance.floors, narrow, warnings_of(tolerance, runs))
     known = ceilings(narrow, runs) if narrow else {}
-    return Rules(tolerance, known | dict(floors), narrow)
+    return Rules(tolerance, known | answering(floors, runs[0]), narrow)
 
 
 def warnings_of(tolerance: Tolerance, runs: Sequence[Run]) -> tuple[str, ...]:
@@ -258,18 +268,24 @@ def dtypes_of(*runs: Run) -> tuple[str, ...]:
 
 
 def store_floors(path: Path, reference: Run, dtypes: tuple[str, ...], floors: Mapping[str, Floor]) -> None:
-    """Keep a floor beside its reference, so that stored runs can be judged anywhere."""
-    levels = {tap: asdict(floor) for tap, floor in floors.items()}
-    with (
-        TraceWriter(path) as writer,
-        writer.run(reference.name + FLOOR, provenance={"floors": levels, "dtypes": dtypes}),
-    ):
-        pass
+    """Keep a floor beside its reference, so that stored runs can be judged anywhere.
+
+    How a tap's is shared out among its rows is a record of that name.
+    """
+    levels = {tap: floor.numbers for tap, floor in floors.items()}
+    rows = {tap: floor.rows for tap, floor in floors.items() if isinstance(floor.rows, RowShares)}
+    said = {"floors": levels, "dtypes": dtypes, "marks": {tap: own.mark for tap, own in rows.items()}}
+    with TraceWriter(path) as writer, writer.run(reference.name + FLOOR, provenance=said) as sink:
+        for tap, own in rows.items():
+            sink.record(tap, own.shares)
 
 
 def stored_floors(path: Path | str, reference: Run, dtypes: tuple[str, ...]) -> dict[str, Floor]:
     """The noise floor that lies beside a reference for these number formats; empty if none was measured."""
     for run in reversed(Trace(path).runs):
         if run.name == reference.name + FLOOR and sorted(run.provenance["dtypes"]) == sorted(dtypes):
-            return {tap: Floor(**level) for tap, level in run.provenance["floors"].items()}
+            marks = run.provenance.get("marks", {})
+            rows = {tap: RowShares(mark, run.records(tap)[0].read().tobytes()) for tap, mark in marks.items()}
+            levels = run.provenance["floors"].items()
+            return {tap: Floor(**level, rows=rows.get(tap)) for tap, level in levels}
     return {}

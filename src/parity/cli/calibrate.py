@@ -22,7 +22,8 @@ def command(out: str, as_json: bool, **values: Any) -> None:
 
     Trusted runs of the case are held against each other: in fp64, in the candidates' number format, in
     another order of summation, with inputs moved by one epsilon, with other threads and another batch order.
-    Per tap the file holds the level, the cause that is largest, and the rows it was seen in.
+    Per tap the file holds the level, the cause that is largest, and the number of rows it was seen in. All
+    rows of a tap are judged by that level; without a file each row is also held to its own noise.
 
     \b
     parity calibrate -o floors.toml
@@ -38,11 +39,9 @@ def command(out: str, as_json: bool, **values: Any) -> None:
 
     measured = calibrate(out, progress=ConsoleProgress(), **given(values))
     if as_json:
-        from dataclasses import asdict
-
         from .show import show_json
 
-        show_json({tap: asdict(noise) for tap, noise in measured.levels.items()})
+        show_json({tap: noise.to_json() for tap, noise in measured.levels.items()})
         return
     _show(measured)
     click.echo(f"{len(measured.levels)} taps in {out}; run with --tol {out}")
