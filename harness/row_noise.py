@@ -38,9 +38,9 @@ LEAST, LEAST_NARROW = 1 / 2, 3 / 4
 """A row has at least this share of its tap's noise: how quiet few runs showed it is chance. A narrow format
 is shown by one run alone, and a candidate may round at other places.
 
-Of KLM (trained and drawn, six targets, four scenarios), rows whose noise is twenty times what it was are seen
-in 62 to 93 % instead of 12 to 73 %. Healthy rows reach 0.39 of what is allowed (0.25 with a level per tap), in
-bf16 0.48 (0.39); with a third for both, bf16 reaches 0.81."""
+Of KLM (trained and drawn, six targets, four scenarios), rows whose noise is twenty times what it was are
+seen in 62 to 93 % instead of 12 to 73 %. Healthy rows reach 0.39 of what is allowed (0.25 with a level per
+tap), in bf16 0.48 (0.39); with a third for both, bf16 reaches 0.81."""
 
 
 @dataclass(frozen=True, slots=True)
