@@ -17,17 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .inputs import arguments
-from .tracer import recording
+from .tracer import Nowhere, recording
 
 if TYPE_CHECKING:
     from .tracer import Sink
-
-
-class Nowhere:
-    """A sink that keeps nothing."""
-
-    def record(self, tap: str, array: Any, **about: Any) -> None:
-        """Let it go."""
 
 
 @dataclass

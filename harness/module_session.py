@@ -22,13 +22,12 @@ from .imports import describe
 from .inputs import arguments, with_numbers
 from .isolation import MODULES, Isolation
 from .module_isolate import Isolation as Fed
-from .module_isolate import Nowhere
 from .module_pinned import PinnedModules
 from .observer import observer_effect
 from .outputs import Outputs, named_outputs
 from .seeding import seeded
 from .target import Facts
-from .tracer import recording, tap_modules, trace_tensor
+from .tracer import Nowhere, recording, tap_modules, trace_tensor
 from .tracer import step as mark_step
 from .tracer.memory import MemoryRun
 

@@ -16,7 +16,7 @@ import numpy as np
 from . import cache as bookkeeping
 from .errors import InconclusiveError
 from .isolation import SEGMENTS, TAPS, Isolation
-from .tracer import Recorder, recording, trace_tensor
+from .tracer import Nowhere, Recorder, recording, trace_tensor
 from .tracer import step as mark_step
 
 if TYPE_CHECKING:
@@ -156,7 +156,9 @@ class SegmentedSession:
                 self._append(segment, values, now)
                 self._mask(segment, values, now.positions)
                 inputs = {port.name: values[port.value] for port in segment.inputs}
-                for item in self.executor.call(segment.name, inputs):
+                with recording(Nowhere()):  # what an executor runs may hold taps of its own
+                    shown = self.executor.call(segment.name, inputs)
+                for item in shown:
                     trace_tensor(item.tap, item.array, axes=item.axes)
                     values[item.tap] = item.array
                 if now.isolate is not None and self.isolated_sink is not None:
@@ -200,8 +202,10 @@ class SegmentedSession:
                 (*segment.taps, *(port.value for port in segment.outputs)), str(error)
             )
             return
+        with recording(Nowhere()):
+            shown = self._alone(segment.name, swapped, now, reference)
         with recording(recorder), now.marked():
-            for item in self._alone(segment.name, swapped, now, reference):
+            for item in shown:
                 trace_tensor(item.tap, item.array, axes=item.axes)
 
     def _swapped(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .compare_verb import compare as compare
     from .modules import ModuleTaps as ModuleTaps
     from .modules import tap_modules as tap_modules
+    from .recorder import Nowhere as Nowhere
     from .recorder import Recorder as Recorder
     from .recorder import Sink as Sink
     from .running import running as running
@@ -27,6 +28,7 @@ _HOMES = {
     "compare": "compare_verb",
     "ModuleTaps": "modules",
     "tap_modules": "modules",
+    "Nowhere": "recorder",
     "Recorder": "recorder",
     "Sink": "recorder",
     "running": "running",

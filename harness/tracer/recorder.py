@@ -31,6 +31,13 @@ class Sink(Protocol):
     ) -> None: ...
 
 
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def record(self, tap: str, array: Any, **about: Any) -> None:
+        """Let it go."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepMark:
     """What step() says of the records inside it; positions are int64 `[T]` or `[B, T]`."""

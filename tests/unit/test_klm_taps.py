@@ -93,7 +93,9 @@ def test_cache_rows_say_their_positions() -> None:
 
 def test_segments_record_what_they_list_with_the_values_of_the_whole() -> None:
     whole, segmented = whole_and_segments()
-    listed = [tap for segment in MODEL.wiring.segments for tap in segment.taps]
+    inner = {tap for segment in MODEL.wiring.segments for tap in segment.taps}
+    ports = {port.value for segment in MODEL.wiring.segments for port in segment.outputs}
+    listed = [tap for tap in MODEL.taps if tap in inner | ports]
     assert list(segmented.seen) == listed
     for tap in listed:
         np.testing.assert_allclose(
