@@ -134,7 +134,7 @@ def told(found: Comparison) -> str:
     return json.dumps([found.to_json(), metrics])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(taps(), st.sampled_from(["fp32", "exact", "bf16", "auto"]))
 def test_series_and_pairs_find_the_same(drawn: list[dict[str, Any]], tol: str) -> None:
     floors = {"tap0": Floor(1e-6, 1e-5), "tap1": Floor(1e-3, 1e-2)} if tol == "auto" else {}

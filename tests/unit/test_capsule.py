@@ -52,8 +52,9 @@ def wrong_eps(original):
 
 @pytest.mark.parametrize(
     ("cand", "model"),
-    [("segmented", "model.pt2"), pytest.param("onnx", "model.onnx", marks=pytest.mark.slow)],
+    [("segmented", "model.pt2"), ("onnx", "model.onnx")],
 )
+@pytest.mark.slow
 def test_the_guilty_segment_shows_its_fault_alone(cand, model, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(KLMModel, "split", wrong_eps(KLMModel.split))
     found = parity.run("torch", [cand], out=tmp_path / "out", **CASE)[cand]

@@ -37,7 +37,10 @@ BUGS: dict[str, Hide] = {
 }
 
 
-@pytest.mark.parametrize("name", BUGS)
+ONE, *MORE = BUGS
+
+
+@pytest.mark.parametrize("name", [ONE, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_a_mistake_of_a_mask_over_slots_is_named(name, tmp_path, monkeypatch):
     """Three prompts of different lengths in a window of 64 rows: some slots are empty, some hold padding."""
     monkeypatch.setenv("PARITY_CACHE", str(tmp_path / "cache"))

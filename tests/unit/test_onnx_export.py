@@ -142,6 +142,7 @@ def test_both_builds_compute_what_the_torch_segment_computes(exporter: str, name
             np.testing.assert_allclose(got[port.value], value.numpy(), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_cutting_the_taps_off_gives_the_graph_of_a_separate_clean_export() -> None:
     for name in ("seg_0", "seg_tail"):
         work = job(MINI, name)
