@@ -22,7 +22,7 @@ from .cases import build_case, case_provenance
 from .passages import Window, positive, text_of, windows_of
 from .recorder import check_spec
 from .replays import open_session, threads
-from .request import Request
+from .request import GRAPH, Request
 
 if TYPE_CHECKING:
     from parity.harness.trace import Run
@@ -104,13 +104,11 @@ def evaluate(
     if unknown:
         raise TypeError(f"eval() has no option {sorted(unknown)[0]!r}")
     names = (cand,) if isinstance(cand, str) else tuple(cand or ())
+    _check_model(options.get("model"))
+    limits = {"kl": _limit("max_kl", max_kl), "flips": _limit("max_flips", max_flips)}
     request, progress = Request(ref=ref, cand=names, **options), progress or Silent()
     if not names:
         raise UserError("cand: name at least one candidate, for example --cand onnx")
-    if request.own_module:
-        raise UserError(
-            f"model={request.model!r}: has no tokens; eval takes a model row, see `parity models`"
-        )
     specs, trusted = split_specs(names), parse_spec(request.trusted)
     for spec in (trusted, *specs):
         if spec.kind == "stored":
@@ -126,9 +124,21 @@ def evaluate(
     with progress.stage("evaluating", scored * (len(specs) + 1)) as bar:
         for window in windows:
             _evaluate(window, trusted, specs, request.options, tallies, failures, bar)
-    limits = {"kl": max_kl, "flips": max_flips}
     found = tuple(_evaluation(spec.label, tallies[spec.label], failures, limits) for spec in specs)
     return Evaluations(trusted.label, said, scored, len(windows), found)
+
+
+def _check_model(model: str | None) -> None:
+    if model is not None and (":" in model or model.endswith(GRAPH)):
+        raise UserError(
+            f"model={model!r}: has no tokens; eval takes a language model row, see `parity models`"
+        )
+
+
+def _limit(name: str, value: float | None) -> float | None:
+    if value is not None and not value >= 0.0:
+        raise UserError(f"{name}={value:g}: a limit is 0 or more")
+    return value
 
 
 def _evaluation(

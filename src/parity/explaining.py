@@ -55,10 +55,14 @@ def explain(
 
     `sources` is the folder or report.json of a run, one trace with a reference and candidates, or two traces
     (`FILE.h5[:RUN]`), the reference first. Nothing is executed, but the case is built again for its weights.
-    `tap` is a glob of culprits.
+    `tap` is a glob of culprits. UserError when there are culprits and it matches none.
     """
     shown = progress or Silent()
-    return tuple(_explained(one, tap, shown) for one in _held(sources, cand, shown))
+    held = list(_held(sources, cand, shown))
+    there = [culprit.tap for one in held for culprit in one.comparison.culprits]
+    if there and not any(fnmatchcase(name, tap) for name in there):
+        raise UserError(f"tap={tap!r}: matches no culprit. {did_you_mean(tap, there)}")
+    return tuple(_explained(one, tap, shown) for one in held)
 
 
 @dataclass(frozen=True)

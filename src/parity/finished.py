@@ -37,7 +37,20 @@ def open_result(path: str | Path) -> tuple[Result, Path]:
     file = given / "report.json" if given.is_dir() else given
     if not file.exists():
         raise UserError(f"result={str(path)!r}: holds no report.json; give the folder of a finished run")
+    if not _braced(file):
+        raise UserError(
+            f"result={str(path)!r}: is no result; give the folder of a finished run, or the report.json in it"
+        )
     return read_json(file), file.parent
+
+
+def _braced(file: Path) -> bool:
+    """Whether a file begins as a report does; a trace or an array does not. One that is shut is told later."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(64).lstrip().startswith(b"{")
+    except OSError:
+        return True
 
 
 def candidates(path: str | Path, *, cand: str | None = None) -> Iterator[Finished]:

@@ -7,8 +7,9 @@ compared and judged again, until the smallest one that fails is known to within 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +82,30 @@ class Power:
 
 
 def power(
-    result: str | Path, *, cand: str | None = None, tol: str | None = None, progress: Progress | None = None
+    result: str | Path,
+    *,
+    cand: str | None = None,
+    taps: str | None = None,
+    tol: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, tuple[Power, ...]]:
     """Candidate -> the smallest caught error per tap, of a finished run's folder or report.json.
 
-    Errors are planted at each tap's last record. `tol` judges by other tolerances than the run's own. Raises
-    UserError when the folder holds no result or its traces are gone.
+    Errors are planted at each tap's last record. `taps` is a glob of those that are looked at. `tol` judges by other tolerances than the run's own. Raises
+    UserError when the folder holds no result, its traces are gone or no tap matches.
     """
     held = list(candidates(result, cand=cand))
-    return {one.comparison.label: tuple(_of(one, tol, progress or Silent())) for one in held}
+    wanted = [_matching(taps, [row.tap for row in one.comparison.records]) for one in held]
+    return {
+        one.comparison.label: tuple(_of(one, own, tol, progress or Silent()))
+        for one, own in zip(held, wanted, strict=True)
+    }
 
 
-def _of(one: Finished, tol: str | None, progress: Progress) -> Iterator[Power]:
+def _of(one: Finished, wanted: Collection[str], tol: str | None, progress: Progress) -> Iterator[Power]:
     rules = _rules(one, tol)
     last = {record.tap: record for record in one.candidate.records()}
-    rows = {row.tap: row for row in one.comparison.records}
+    rows = {row.tap: row for row in one.comparison.records if row.tap in wanted}
     open_ = {tap for tap, row in rows.items() if row.status in COMPARED and tap in last}
     floating = {tap for tap in open_ if "float" in last[tap].dtype}
     found = {kind: _searched(one, rules, kind, floating, progress) for kind in KINDS} if floating else {}
@@ -194,11 +204,9 @@ def weakest(powers: tuple[Power, ...]) -> Power | None:
     return max(looked, key=lambda one: one.caught["scale"] or 0.0, default=None)
 
 
-def chosen(powers: tuple[Power, ...], glob: str | None) -> tuple[Power, ...]:
+def _matching(glob: str | None, known: Sequence[str]) -> set[str]:
     """Those of a tap glob; UserError when it matches none."""
-    from fnmatch import fnmatchcase
-
-    found = tuple(one for one in powers if glob is None or fnmatchcase(one.tap, glob))
-    if not found:
-        raise UserError(f"taps={glob!r}: matches no tap. {did_you_mean(str(glob), [p.tap for p in powers])}")
+    found = {tap for tap in known if glob is None or fnmatchcase(tap, glob)}
+    if glob is not None and not found:
+        raise UserError(f"taps={glob!r}: matches no tap. {did_you_mean(glob, known)}")
     return found

@@ -57,6 +57,7 @@ def weights(
     from parity.targets.weight_files import weights_of
 
     progress = progress or Silent()
+    read = [] if cand in MADE else weights_of(cand, seed=seed)  # first: a checkpoint may have to be trained
     if ref is not None:
         checkpoint = Checkpoint({weight.label: weight.values for weight in weights_of(ref, seed=seed)})
     elif model is not None and ":" in model:
@@ -69,7 +70,7 @@ def weights(
             raise UserError(f"cand={cand!r}: is made of a model of ours; name a file or a folder")
         held = _made(cand, model or DEFAULT_MODEL, weights, progress)
     else:
-        held = weights_of(cand, seed=seed, places=places)
+        held = _placed(read, cand, places)
     one = {weight.place for weight in held} if cand.endswith(".onnx") else set()
     if one and one <= places:
         checkpoint = checkpoint.only(one.pop())
@@ -80,6 +81,14 @@ def weights(
         optional=checkpoint.optional,
         progress=progress,
     )
+
+
+def _placed(read: list[Weight], cand: str, places: set[str]) -> list[Weight]:
+    """A graph that is named like a segment holds the weights of that segment."""
+    own = Path(cand).stem
+    if not cand.endswith(".onnx") or own not in places:
+        return read
+    return [replace(weight, place=own) for weight in read]
 
 
 def _of_factory(spec: str, seed: int) -> Checkpoint:

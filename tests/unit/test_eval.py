@@ -112,6 +112,10 @@ def test_a_candidate_that_breaks_loses_no_other_s_scores(text: Path, monkeypatch
         ({"prompt": "short"}, "too short"),
         ({"tokens": 0}, "at least 1"),
         ({"model": "a.b:c", "inputs": {}}, "has no tokens"),
+        ({"model": "a.b:c"}, "takes a language model row"),
+        ({"model": "net.onnx"}, "takes a language model row"),
+        ({"max_kl": -1.0}, "max_kl=-1: a limit is 0 or more"),
+        ({"max_flips": math.nan}, "max_flips=nan: a limit is 0 or more"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_in_a_sentence(options, said):

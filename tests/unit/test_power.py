@@ -79,6 +79,13 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
         parity.power(tmp_path)
 
 
+def test_a_trace_or_an_array_for_a_result_is_told_what_is_expected(run, tmp_path):
+    np.savez(tmp_path / "in.npz", x=np.zeros(3))
+    for path in (run / "auto" / "trace.h5", tmp_path / "in.npz"):
+        with pytest.raises(UserError, match="is no result; give the folder of a finished run"):
+            parity.power(path)
+
+
 def test_a_result_whose_trace_is_gone_says_which(run, tmp_path):
     shutil.copy(run / "auto/report.json", tmp_path)
     text = (tmp_path / "report.json").read_text().replace(str(run / "auto"), "/nowhere")
@@ -104,8 +111,11 @@ def test_the_command_prints_a_table_or_json(run):
     assert {"tap", "step", "caught", "floor", "undetectable", "reason"} == set(taps[0])
 
 
-def test_a_glob_without_a_tap_and_a_label_without_a_candidate_are_refused(run):
+def test_a_glob_without_a_tap_and_a_label_without_a_candidate_are_refused(run, monkeypatch):
     done = CliRunner().invoke(cli, ["power", str(run / "auto"), "--taps", "nothing*"])
     assert done.exit_code != 0
+    monkeypatch.setattr("parity.powering.compare_runs", None)  # before anything is planted
+    with pytest.raises(UserError, match=r"taps='nothing\*': matches no tap"):
+        parity.power(run / "auto", taps="nothing*")
     with pytest.raises(UserError, match="cand='onnx'"):
         parity.power(run / "auto", cand="onnx")

@@ -341,6 +341,15 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(name, said, tmp_path: Path
         weights_of(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("name", ["none.pt", "folder", "junk.h5"])
+def test_the_candidate_is_looked_at_before_a_checkpoint_is_trained(name, tmp_path: Path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "junk.h5").write_bytes(b"x")
+    monkeypatch.setattr("parity.reference.checkpoints.load_weights", None)
+    with pytest.raises(UserError, match=name):
+        parity.weights(str(tmp_path / name))
+
+
 def test_nothing_in_common_is_inconclusive():
     report = held({"x": torch.linspace(0, 1, 64).view(8, 8)})
     assert (report.matched, report.exit_code) == (0, 3)

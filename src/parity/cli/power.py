@@ -35,14 +35,11 @@ def command(result: str, cand: str | None, taps: str | None, tol: str | None, as
 
     Exit status: 0, or 2 when there is nothing to look at.
     """
-    from parity.powering import chosen, power
+    from parity.powering import power
 
     from .progress import ConsoleProgress
 
-    found = {
-        label: chosen(powers, taps)
-        for label, powers in power(result, cand=cand, tol=tol, progress=ConsoleProgress()).items()
-    }
+    found = power(result, cand=cand, taps=taps, tol=tol, progress=ConsoleProgress())
     if as_json:
         show_json({label: [_plain(one) for one in powers] for label, powers in found.items()})
         return
