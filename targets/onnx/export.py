@@ -29,6 +29,7 @@ from parity.harness.tracer import collecting
 
 from . import pins
 from .observe import Observed
+from .unprinted import unprinted
 
 EXPORTERS = ("dynamo", "script")
 
@@ -262,7 +263,8 @@ def silenced() -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
     torch._C._jit_set_onnx_log_enabled(False)
     try:
-        yield
+        with unprinted():
+            yield
     finally:
         torch._C._jit_set_onnx_log_enabled(graphs)
         for logger, level in zip(loggers, before, strict=True):

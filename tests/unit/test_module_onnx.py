@@ -344,3 +344,22 @@ def test_what_the_exporter_cannot_translate_is_a_failed_candidate_in_one_sentenc
         recorded(OnnxModuleTarget(), case, tmp_path)
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
+
+
+class Differs(nn.Module):
+    """Has an op that the script exporter does not know, before which it prints the whole graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C] -> [B, C - 1]."""
+        return torch.diff(x)
+
+
+def test_an_exporter_that_fails_prints_nothing_where_json_may_stand(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = ModuleCase("theirs:build", Differs(), {"x": floats(2, 4)}, "digest")
+    print("before")
+    with pytest.raises(CandidateError, match=r"script exporter failed: .*aten::diff"):
+        recorded(OnnxModuleTarget(), case, tmp_path, exporter="script")
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
