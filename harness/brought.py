@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .comparison import Comparison, Onset, Row
+from .handed import roles_of
 from .masks import other_mask
 from .rows import CACHE
 from .values import batch_positions, positional, records_of
@@ -44,7 +44,7 @@ class _Brought:
 
     def __init__(self, rows: list[Row], row: Row, reference: Run, candidate: Run) -> None:
         self.rows, self.row, self.reference, self.candidate = rows, row, reference, candidate
-        self.roles = _roles(reference, candidate)
+        self.roles = roles_of(reference, candidate)
 
     def by(self) -> tuple[str, str]:
         """The word and what shows it."""
@@ -92,11 +92,3 @@ class _Brought:
 
     def _mask(self) -> str:
         return other_mask(self.candidate, self.roles[self.row.tap], self.row.tap, self.row.step)
-
-
-def _roles(*runs: Run) -> dict[str, Mapping[str, Any]]:
-    """Tap -> its row of the role table."""
-    for run in runs:
-        if run.provenance.get("roles"):
-            return {role["taps"]: role for role in run.provenance["roles"]}
-    return {}

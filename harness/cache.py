@@ -53,6 +53,12 @@ def hidden_rows(query: Positions, key: Positions, window: int | None) -> list[li
     return [sorted({int(p) for p in row[~one] if p >= 0}) for row, one in zip(key, seen, strict=True)]
 
 
+def repeated_rows(key: Positions) -> list[list[int]]:
+    """Per sequence, the positions that the cache holds more than once."""
+    counted = (np.unique(row[row >= 0], return_counts=True) for row in key)
+    return [[int(p) for p in positions[counts > 1]] for positions, counts in counted]
+
+
 def spans(numbers: Sequence[int]) -> str:
     """`3..7, 12` for sorted whole numbers."""
     out: list[str] = []

@@ -13,6 +13,7 @@ from .comparison import Comparison, Finding, Row, Side
 from .errors import did_you_mean
 from .explaining import causes_of
 from .facing import faced
+from .handed import leave_out_wrongly_handed, roles_of
 from .handed_rows import handed_rows, is_handed, without_handed
 from .locate import coverage_of, culprits_of, first_of
 from .noise import floors_from as floors_from
@@ -61,6 +62,7 @@ def compare_runs(
         for made in maker.rows(order):
             rows += made
             bar.advance()
+    leave_out_wrongly_handed(rows, roles_of(reference, candidate))
     unsound = _unsound(rows) or maker.unsound
     if replay in ("free", "own"):
         findings += leave_out_after_parting(rows, reference, candidate)

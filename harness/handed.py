@@ -5,12 +5,12 @@ Where nothing masks them, they must be no others either: a graph without a mask 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .cache import hidden_rows, missing_rows, spans
+from .cache import hidden_rows, missing_rows, repeated_rows, spans
 from .case import CachePolicy
 from .gather import gathered
 from .values import TapRows, batch_positions, positional, records_of
@@ -19,6 +19,29 @@ if TYPE_CHECKING:
     from .comparison import Row
     from .pairs import Pair
     from .trace import Record, Run
+
+
+#: Said of a view that holds a token's row more than once where no mask can hide the second.
+TWICE = "twice, which no mask hides"
+
+
+def roles_of(*runs: Run) -> dict[str, Mapping[str, Any]]:
+    """Tap -> its row of the role table."""
+    for run in runs:
+        if run.provenance.get("roles"):
+            return {role["taps"]: role for role in run.provenance["roles"]}
+    return {}
+
+
+def leave_out_wrongly_handed(rows: Sequence[Row], roles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Drop local errors of what is computed from a view that holds rows twice: it cannot be right."""
+    wrong = {(row.tap, row.step): row.reason for row in rows if row.reason.endswith(TWICE)}
+    for row in rows if wrong else ():
+        fed = (tap for tap in roles.get(row.tap, {}).get("inputs", ()) if (tap, row.step) in wrong)
+        cache = next(fed, None)
+        if cache is not None and row.local_ratio is not None:
+            row.local = row.local_ratio = None
+            row.local_reason = f"it is handed {cache}: {wrong[cache, row.step]}"
 
 
 def moved(reference: Run, candidate: Run, tap: str, source: str) -> Iterator[Pair]:
@@ -90,4 +113,7 @@ class Needed:
                     f"sequence {sequence}: hands out position {spans(positions)}, which the cache policy "
                     "hides and no mask does"
                 )
+        for sequence, positions in enumerate(repeated_rows(batch_positions(held))):
+            if positions:
+                return f"sequence {sequence}: holds position {spans(positions)} {TWICE}"
         return ""

@@ -45,7 +45,7 @@ def open_result(path: str | Path) -> tuple[Result, Path]:
 
 
 def _braced(file: Path) -> bool:
-    """Whether a file begins as a report does; a trace or an array does not. One that is shut is told later."""
+    """Whether a file begins as a report does, and a trace does not; one that is shut is told later."""
     try:
         with file.open("rb") as opened:
             return opened.read(64).lstrip().startswith(b"{")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity.harness.cache import attendable, empty, grown, hidden_rows, missing_rows, rolled
+from parity.harness.cache import attendable, empty, grown, hidden_rows, missing_rows, repeated_rows, rolled
 
 POSITIONS = st.integers(-1, 9)
 
@@ -84,6 +84,16 @@ def test_an_empty_cache_holds_no_position() -> None:
 
 def test_a_window_without_slots_stays_without() -> None:
     assert rolled(empty(1), np.array([[4]])).shape == (1, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(histories())
+def test_repeated_rows_are_the_positions_that_stand_in_a_cache_more_than_once(
+    drawn: tuple[np.ndarray, np.ndarray, int | None],
+) -> None:
+    key = drawn[1]
+    for found, row in zip(repeated_rows(key), key.tolist(), strict=True):
+        assert found == sorted({p for p in row if p >= 0 and row.count(p) > 1})
 
 
 def test_a_sequence_of_padding_alone_misses_nothing() -> None:
