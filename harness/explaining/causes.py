@@ -17,7 +17,19 @@ from .catalogue import CATALOGUE
 from .gather import Evidence, Facing
 from .nearby import op_of
 from .op import Op
-from .search import NOISE, SHARE, Found, Scale, Tried, attempt, distance, narrowed, search, search_layouts
+from .search import (
+    NOISE,
+    SHARE,
+    Found,
+    Scale,
+    Tried,
+    attempt,
+    distance,
+    failure,
+    narrowed,
+    search,
+    search_layouts,
+)
 from .unchanged import ROLES, unchanged
 
 if TYPE_CHECKING:
@@ -80,9 +92,8 @@ def _explained(evidence: Evidence, comparison: Comparison, culprit: Culprit) -> 
     """A role table that is wrong about shapes or weights must not cost the verdict: it is said instead."""
     try:
         return _Case(evidence, comparison, culprit).explained()
-    except (ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
-        told = f"what is said of its op cannot be computed ({type(error).__name__}: {error})"
-        return Explanation(culprit, notes=(told,))
+    except Exception as error:  # whatever it is, it must not cost the verdict
+        return Explanation(culprit, notes=(failure(error, "what is said of its op"),))
 
 
 class _Case:
@@ -133,7 +144,10 @@ class _Case:
         op, base = self._op(facing, floor)
         if op is None:
             return Found(distance(facing.seen, facing.expected, None), NOISE, ())
-        return self._confirmed(search(op, base=base, floor=floor), op, facing)
+        found = search(op, base=base, floor=floor)
+        for note in found.failed:
+            self._note(note)
+        return self._confirmed(found, op, facing)
 
     def _op(self, facing: Facing, floor: float) -> tuple[Op | None, float]:
         """The op and how exactly it gives the reference's output; without its role where it does not."""

@@ -119,13 +119,15 @@ class Evidence:
         """The weights of a role as floats; none where one of them is not at hand."""
         if not role.weights or any(key not in self.state for key in role.weights):
             return ()
-        return tuple(self._array(key) for key in role.weights)
+        found = tuple(self._array(key) for key in role.weights)
+        return () if any(weight.dtype.kind == "c" for weight in found) else found
 
     def _array(self, key: str) -> Values:
         if key not in self._arrays:
             value = self.state[key]
             array = value if isinstance(value, np.ndarray) else to_array(value)
-            self._arrays[key] = array.astype(np.float32 if array.size > WIDE else np.float64)
+            plain = array.dtype.kind != "c"
+            self._arrays[key] = array.astype(np.float32) if plain and array.size > WIDE else wide(array)
         return self._arrays[key]
 
     def rows(
@@ -169,7 +171,7 @@ class Evidence:
         if expected is None or seen is None or expected[0].shape != seen[0].shape:
             return None
         axes = records[0].axes
-        right, own = (rows_back(side[0].astype(np.float64), axes) for side in (expected, seen))
+        right, own = (rows_back(wide(side[0]), axes) for side in (expected, seen))
         return Facing(tap, step, right, own, axes, positions, expected[1] & seen[1])
 
     def _cache(self, tap: str, step: int) -> Facing | None:
@@ -184,7 +186,7 @@ class Evidence:
         seen = rows_first(mine[-1].read(), axes)
         if expected[0].shape != seen.shape:
             return None
-        right, own = (rows_back(side.astype(np.float64), axes) for side in (expected[0], seen))
+        right, own = (rows_back(wide(side), axes) for side in (expected[0], seen))
         return Facing(tap, step, right, own, axes, positions, expected[1])
 
 
@@ -220,15 +222,22 @@ def _by_call(run: Run, reference: Run, tap: str, step: int, call: int) -> Facing
     )
     if len(mine) != 1 or len(theirs) != 1 or mine[0].shape != theirs[0].shape or theirs[0].size < 2:
         return None
-    expected, seen = theirs[0].read().astype(np.float64), mine[0].read().astype(np.float64)
+    expected, seen = wide(theirs[0].read()), wide(mine[0].read())
+    if expected.dtype.kind == "c" or seen.dtype.kind == "c":
+        return None
     if not (np.isfinite(expected).all() and np.isfinite(seen).all()):
         return None
     return Facing(tap, step, expected, seen, theirs[0].axes, None, call=call)
 
 
 def as_floats(values: Values) -> Values:
-    """float64, but whole numbers as they are."""
-    return values.astype(np.float64) if values.dtype.kind not in "iu" else values
+    """float64, but whole numbers as they are; truth values are 0 and 1."""
+    return wide(values) if values.dtype.kind not in "iu" else values
+
+
+def wide(values: Values) -> Values:
+    """float64, complex values complex128: squares of short whole numbers would wrap round."""
+    return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64, copy=False)
 
 
 def _role(data: Mapping[str, Any]) -> Role:

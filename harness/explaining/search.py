@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .catalogue import CATALOGUE
+from .gather import wide
 from .layouts import layouts
 from .op import Hypothesis, Op, Values, Variant
 
@@ -36,7 +38,7 @@ class Found:
     """What a search came to. `error` is the candidate's relative error, `noise` what tells nothing apart.
 
     `tried` are all kinds, the best first; `best` those that explain, several if nothing tells them apart:
-    their residues are within `limit`.
+    their residues are within `limit`. `failed` says which could not be computed, and why.
     """
 
     error: float
@@ -44,6 +46,7 @@ class Found:
     tried: tuple[Tried, ...]
     best: tuple[Tried, ...] = ()
     limit: float = 0.0
+    failed: tuple[str, ...] = ()
 
     @property
     def next_best(self) -> Tried | None:
@@ -89,10 +92,23 @@ def search(op: Op, *, base: float, floor: float, catalogue: Iterable[Hypothesis]
     """
     scale = Scale(op.expected, op.seen)
     noise = max(NOISE, 2.0 * base, 2.0 * floor)
-    tried = [
-        made for hypothesis in catalogue if hypothesis.fits(op) if (made := attempt(hypothesis, op, scale))
-    ]
-    return settled(Found(scale.error, noise, tuple(sorted(tried, key=lambda item: item.residual))))
+    tried, failed = [], []
+    for hypothesis in catalogue:
+        try:
+            made = attempt(hypothesis, op, scale) if hypothesis.fits(op) else None
+        except Exception as error:  # whatever it is, it must not cost the verdict
+            failed.append(failure(error, f"whether it is '{hypothesis.name}'"))
+        else:
+            tried += [made] if made is not None else []
+    ordered = tuple(sorted(tried, key=lambda item: item.residual))
+    return settled(Found(scale.error, noise, ordered, failed=tuple(failed)))
+
+
+def failure(error: Exception, what: str) -> str:
+    """A note on what could not be computed; `PARITY_DEBUG` raises the error instead."""
+    if os.environ.get("PARITY_DEBUG"):
+        raise error
+    return f"{what} cannot be computed ({type(error).__name__}: {error})"
 
 
 def attempt(hypothesis: Hypothesis, op: Op, scale: Scale) -> Tried | None:
@@ -146,11 +162,16 @@ def distance(seen: Values, values: Values, where: Values | None) -> float:
     """Relative L2 distance over the places spoken of."""
     if where is not None:
         seen, values = seen[where], values[where]
-    size = max(float((values * values).sum()), float((seen * seen).sum()))
-    gap = float(((seen - values) ** 2).sum())
+    seen, values = wide(seen), wide(values)
+    size = max(_power(values), _power(seen))
+    gap = _power(seen - values)
     if not np.isfinite(gap):
         return np.inf
     return float(np.sqrt(gap / size)) if size else 0.0
+
+
+def _power(values: Values) -> float:
+    return float((values * values.conj()).real.sum())
 
 
 def narrowed(first: Found, second: Found) -> Found:
