@@ -91,8 +91,9 @@ def power(
 ) -> dict[str, tuple[Power, ...]]:
     """Candidate -> the smallest caught error per tap, of a finished run's folder or report.json.
 
-    Errors are planted at each tap's last record. `taps` is a glob of those that are looked at. `tol` judges by
-    other tolerances than the run's own. Raises UserError when the folder holds no result, its traces are gone or no tap matches.
+    Errors are planted at each tap's last record. `taps` is a glob of those that are looked at. `tol` judges
+    by other tolerances than the run's own. Raises UserError when the folder holds no result, its traces are
+    gone or no tap matches.
     """
     held = list(candidates(result, cand=cand))
     wanted = [_matching(taps, [row.tap for row in one.comparison.records]) for one in held]
