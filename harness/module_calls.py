@@ -19,6 +19,7 @@ from .inputs import arguments
 from .module_isolate import tensors_of
 from .pinning import version
 from .tracer import recording
+from .tracer.nested import padded
 
 #: Bytes of activations that are held in memory at most.
 MOST = 2 << 30
@@ -112,7 +113,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
             handles += _watch(path, part, found, counts)
     try:
         args, kwargs = arguments(model, inputs)
-        with torch.no_grad(), recording(found):
+        with torch.no_grad(), recording(found), padded(model):
             model(*args, **kwargs)
     finally:
         for handle in handles:

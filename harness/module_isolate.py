@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .inputs import arguments
 from .tracer import Nowhere, recording
+from .tracer.nested import is_array, padded
 
 if TYPE_CHECKING:
     from .tracer import Sink
@@ -46,7 +47,7 @@ class Isolation:
                 handles.append(self._watch(path, part, other, sink, step))
         try:
             args, kwargs = arguments(self.reference, inputs)
-            with torch.no_grad(), recording(Nowhere()):
+            with torch.no_grad(), recording(Nowhere()), padded(self.reference, self.candidate):
                 self.reference(*args, **kwargs)
         finally:
             for handle in handles:
@@ -103,9 +104,11 @@ def _held(value: Any) -> Iterator[Tensor]:
 
 
 def tensors_of(value: Any, suffix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Tensors of nested containers as module hooks name them: `.0` for places, `.key` for keys."""
+    """Tensors of nested containers as module hooks name them: `.0` for places, `.key` for keys;
+    nested ones are passed over."""
     if isinstance(value, Tensor):
-        yield suffix, value
+        if is_array(value):
+            yield suffix, value
     elif isinstance(value, (Mapping, tuple, list)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:

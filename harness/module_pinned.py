@@ -23,6 +23,7 @@ from .outputs import named_outputs
 from .pinning import Known, Pinner
 from .seeding import seeded
 from .tracer import recording
+from .tracer.nested import padded
 
 if TYPE_CHECKING:
     from .tracer import Sink
@@ -83,7 +84,7 @@ class _Running:
         handles = self._hooks(port)
         try:
             args, kwargs = arguments(port, own)
-            with torch.no_grad(), recording(self):
+            with torch.no_grad(), recording(self), padded(port):
                 value = port(*args, **kwargs)
             for tap, tensor in named_outputs(value).tensors.items():
                 self.sink.record(tap, tensor, step=self.step)

@@ -30,12 +30,17 @@ from .target import Facts
 from .tracer import Nowhere, recording, tap_modules, trace_tensor
 from .tracer import step as mark_step
 from .tracer.memory import MemoryRun
+from .tracer.nested import is_array, packing
 
 if TYPE_CHECKING:
     from .case import ModuleCase, Step
     from .mapping import TapMap
     from .tracer import Sink
     from .values import Values
+
+
+#: Why padded rows of a transformer of torch's change when it is looked at.
+PACKED = "; nn.TransformerEncoder leaves padded rows out, as zeros, only where it carries no hooks"
 
 
 def fresh(module: nn.Module, *, share: bool = True) -> nn.Module:
@@ -203,7 +208,7 @@ class ModuleSession:
             except Exception as error:
                 raise self.error(self._failure(error)) from error
             random = not torch.equal(before, torch.get_rng_state())
-        found = named_outputs(value)
+        found = _arrays(named_outputs(value))
         if not found.tensors:
             raise self.error(
                 f"module={type(module).__name__}: returned {type(value).__name__} without any tensor"
@@ -275,12 +280,19 @@ class ModuleSession:
                 f"the module draws random numbers even in eval mode; torch was seeded with {self.seed}"
             )
         if effect.grave:
-            warnings.append(effect.text)
+            warnings.append(effect.text + (PACKED if packing(self.module) else ""))
         warnings += [
             f"{name} ({kind}) is no tensor and not recorded" for name, kind in plain.outputs.others.items()
         ]
         details = {**self.facts.details, "observer": effect.text, "observer_effect": effect.outputs}
         self.facts = replace(self.facts, details={**details, "warnings": warnings} if warnings else details)
+
+
+def _arrays(outputs: Outputs) -> Outputs:
+    """Outputs whose nested and sparse tensors stand among what is no array."""
+    odd = [name for name, tensor in outputs.tensors.items() if not is_array(tensor)]
+    outputs.others |= {name: f"nested or sparse {type(outputs.tensors.pop(name)).__name__}" for name in odd}
+    return outputs
 
 
 def _shape(value: Any) -> str:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, did_you_mean
+from .nested import padded
 from .state import in_dynamo, local
 from .store import say
 from .taps import deliver, trace_compiled
@@ -50,7 +51,8 @@ def tap_modules(
     must run inside. A value that trace_tensor records too is one record (see alias.py).
 
     Footgun: some torch modules (nn.TransformerEncoderLayer in eval mode) leave their fused fast path when
-    they carry hooks, so their own outputs can change in the last bits.
+    they carry hooks, so their own outputs can change in the last bits, and nn.TransformerEncoder computes
+    padded rows that it else leaves out.
 
     UserError for compiled modules, which do not see hooks, and for globs that match nothing.
     """
@@ -61,7 +63,8 @@ def tap_modules(
     try:
         for path, (module, _) in found.items():
             _hook(module, path, taps, handles, inputs=inputs, gradients=gradients)
-        yield taps
+        with padded(model):
+            yield taps
         _report(taps, gradients=gradients)
     finally:
         local.hooked -= 1

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from ..errors import UserError
+from .nested import is_array, pass_over
 from .recorder import Recorder, Sink, StepMark, as_positions
 from .state import exporting, full_name, in_dynamo, local, refresh
 
@@ -87,6 +88,9 @@ def deliver(tap: str, x: Any, axes: str = "", positions: Any = None, *, hook: bo
     if local.collected is not None:
         _collect(tap, x)
     if local.recorder is not None and not exporting():
+        if not is_array(x):
+            pass_over(tap, x)
+            return
         local.recorder.take(tap, x, local.mark, axes, positions, hook=hook, wait=local.hooked > 0)
 
 

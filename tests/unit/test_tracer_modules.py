@@ -314,3 +314,49 @@ def test_long_runs_do_not_wait_in_memory() -> None:
             net(torch.ones(1, 2))
         assert len(run.records()) == 10
     assert [r.call for r in run.records()] == list(range(MAX_WAITING + 10))
+
+
+class Encoder(nn.Module):
+    """torch's own encoder, which packs its values in eval mode where a padding mask is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+        """[B, T, 8] and a mask [B, T], true at padding -> [B, T, 8]."""
+        return self.layers(x, src_key_padding_mask=pad)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_with_a_padding_mask_is_recorded_as_arrays(run: MemoryRun) -> None:
+    x, pad = torch.rand(2, 5, 8), torch.arange(5)[None] >= torch.tensor([5, 3])[:, None]
+    encoder = Encoder().eval()
+    with torch.no_grad():
+        expected = encoder(x, pad)
+        with recording(run), tap_modules(encoder):
+            encoder(x, pad)
+    assert {"module:layers.layers.0.norm1", "module:layers.layers.1", "module:layers"} <= set(run.taps)
+    assert all(record.shape[:2] == (2, 5) for record in run.records())
+    found = torch.from_numpy(run.records("module:layers")[0].read())
+    torch.testing.assert_close(found[~pad], expected[~pad])
+    assert encoder.layers.use_nested_tensor
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_passed_over_in_words(run: MemoryRun, capsys: pytest.CaptureFixture[str]) -> None:
+    class Ragged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = self.part(torch.nested.nested_tensor([x, x[:1]])).to_padded_tensor(0.0)
+            trace_tensor("found", found)
+            return found
+
+    with recording(run), tap_modules(ragged := Ragged()):
+        ragged(torch.ones(2, 2))
+    assert run.taps == ["found"]
+    assert "tap 'module:part' is a nested tensor" in capsys.readouterr().err
