@@ -33,11 +33,11 @@ def other_mask(run: Run, role: Mapping[str, Any], tap: str, step: int) -> str:
     q, ks, vs, out = (record for record in records if record is not None)
     if q.size // q.shape[-1] * ks.shape[ks.axes.split().index("p")] > LARGEST:
         return ""
-    seen = _heads(out)
     query, held = batch_positions(q), batch_positions(ks)
     window = CachePolicy.parse(run.provenance["policy"]).window
     attend = _Attention(_heads(q), _heads(ks), _heads(vs), float(role["parameters"]["scale"]))
-    right = attend(attendable(query, held, window))
+    right, seen = attend(attendable(query, held, window)), _heads(out)
+    seen[query < 0] = np.nan  # what padding attends to reaches nobody
     shares = ((_share(seen, right, attend(mask)), words) for words, mask in _masks(query, held, window))
     best, words = min(shares)
     return words if best <= SHARE else ""
@@ -84,7 +84,7 @@ class _Attention:
 
 def _share(seen: Array, right: Array, other: Array) -> float:
     """The error that another mask leaves over that of the right one, where both attend to something."""
-    rows = np.isfinite(other).all(axis=(2, 3)) & np.isfinite(right).all(axis=(2, 3))
+    rows = np.logical_and.reduce([np.isfinite(one).all(axis=(2, 3)) for one in (seen, right, other)])
     scale = float(np.linalg.norm((seen - right)[rows]))
     return float(np.linalg.norm((seen - other)[rows])) / scale if scale > 0 else np.inf
 
