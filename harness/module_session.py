@@ -6,9 +6,8 @@ that an effect of looking is said and not recorded as the truth.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,15 @@ from .errors import ParityError
 from .imports import describe
 from .inputs import arguments, with_numbers
 from .isolation import MODULES, Isolation
+from .module_copy import fresh as fresh
+from .module_copy import switched_off
 from .module_isolate import Isolation as Fed
 from .module_pinned import PinnedModules
 from .observer import observer_effect
 from .outputs import Outputs, named_outputs
 from .seeding import seeded
 from .target import Facts
-from .tracer import Nowhere, recording, tap_modules, trace_tensor
+from .tracer import ModuleTaps, Nowhere, recording, tap_modules, trace_tensor
 from .tracer import step as mark_step
 from .tracer.memory import MemoryRun
 from .tracer.nested import is_array, packing
@@ -39,17 +40,13 @@ if TYPE_CHECKING:
     from .values import Values
 
 
+#: What a port is that calls modules which are not its own.
+BLIND = (
+    "none of the module's submodules ran, so only what it returns was compared: what runs in their place is "
+    "reached through a global name or another object; let its class have a forward that calls them"
+)
 #: Why padded rows of a transformer of torch's change when it is looked at.
 PACKED = "; nn.TransformerEncoder leaves padded rows out, as zeros, only where it carries no hooks"
-
-
-def fresh(module: nn.Module, *, share: bool = True) -> nn.Module:
-    """A copy whose buffers and attributes are its own; parameters are shared where `share`.
-
-    Forward may write to buffers and attributes (caches, counters), never to parameters.
-    """
-    shared = {id(parameter): parameter for parameter in module.parameters()} if share else {}
-    return copy.deepcopy(module, shared)
 
 
 def prepared(
@@ -60,11 +57,8 @@ def prepared(
     `own`: parameters are copied even where nothing is cast, because the caller will write to them.
     """
     said: list[str] = []
-    training = [part for part in module.modules() if part.training]
-    if training:
-        drops = sum(isinstance(part, nn.modules.dropout._DropoutNd) for part in training)
-        tail = f", {drops} dropout modules switched off" if drops else ""
-        said.append(f"eval(): the module was built in training mode{tail}")
+    if line := switched_off(module):
+        said.append(line)
     parameters = [*module.parameters(), *module.buffers()]
     moved = any(item.device != torch.device(device) for item in parameters)
     try:
@@ -144,10 +138,11 @@ class Names:
 
 @dataclass(frozen=True)
 class Returned:
-    """What a call returned, and whether it drew random numbers."""
+    """What a call returned, whether it drew random numbers, and whether hooks saw none of it."""
 
     outputs: Outputs
     random: bool
+    blind: bool = False
 
 
 @dataclass
@@ -197,12 +192,12 @@ class ModuleSession:
 
     def _call(self, module: nn.Module, *, hooked: bool) -> Returned:
         args, kwargs = arguments(module, copied(self.inputs))
-        taps = (
+        taps: AbstractContextManager[ModuleTaps | None] = (
             tap_modules(module, exclude="", inputs=self.handed)
             if hooked and len(list(module.modules())) > 1
             else nullcontext()
         )
-        with torch.no_grad(), seeded(self.seed) as before, taps:
+        with torch.no_grad(), seeded(self.seed) as before, taps as seen:
             try:
                 value = module(*args, **kwargs)
             except Exception as error:
@@ -213,7 +208,7 @@ class ModuleSession:
             raise self.error(
                 f"module={type(module).__name__}: returned {type(value).__name__} without any tensor"
             )
-        return Returned(found, random)
+        return Returned(found, random, seen is not None and not seen.calls)
 
     def _isolate(self, original: Original, sink: Sink, step: int) -> None:
         """Local errors only refine a verdict: what stands in their way is said and fails nothing.
@@ -279,6 +274,8 @@ class ModuleSession:
             warnings.append(
                 f"the module draws random numbers even in eval mode; torch was seeded with {self.seed}"
             )
+        if tapped.blind:
+            warnings.append(BLIND)
         if effect.grave:
             warnings.append(effect.text + (PACKED if packing(self.module) else ""))
         warnings += [

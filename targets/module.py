@@ -16,6 +16,7 @@ from parity.harness.errors import CandidateError, UserError
 from parity.harness.imports import build_module, load_factory
 from parity.harness.inputs import check_names
 from parity.harness.mapping import TapMap
+from parity.harness.module_copy import switched_off
 from parity.harness.module_session import ModuleSession, Original, dtype_of, prepared, tensors
 from parity.harness.outputs import is_output
 from parity.harness.progress import Progress
@@ -67,6 +68,8 @@ class ModuleTarget:
         built = build_module(arg, seed=options.seed)
         state = case.module.state_dict() if isinstance(case, ModuleCase) else case.state
         module, said = prepared(built, dtype=None, device="cpu", own=options.share_weights)
+        left = switched_off(built)
+        said = tuple(line for line in said if line != left)
         if options.share_weights:
             said = (*said, *share_weights(module, state, arg))
         details: dict[str, Any] = {
@@ -75,6 +78,8 @@ class ModuleTarget:
             "torch": torch.__version__,
             "weights": compare_weights(module.state_dict(), state),
         }
+        if left:
+            details["warnings"] = (f"candidate: {left}",)
         module, cast = prepared(module, dtype=dtype, device=device)
         facts = Facts(
             dtype=dtype or dtype_of(module), layout="call", substitutions=(*said, *cast), details=details

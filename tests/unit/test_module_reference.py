@@ -80,7 +80,7 @@ def test_dropout_is_switched_off_and_that_is_said() -> None:
     (before,), (after,) = run.records("module:first"), run.records("module:drop")
     np.testing.assert_array_equal(before.read(), after.read())
     assert facts.substitutions == (
-        "eval(): the module was built in training mode, 1 dropout modules switched off",
+        "the module was in training mode, where drop computes otherwise; parity called eval()",
     )
 
 
