@@ -6,7 +6,7 @@ certainty. Where several do equally well, all are named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from .search import (
     narrowed,
     search,
     search_layouts,
+    settled,
 )
 from .unchanged import ROLES, unchanged
 
@@ -117,10 +118,9 @@ class _Case:
             found = self._at_more_steps(found, row)
         elif not found.best:
             found = self._at_another_step(found, row)
+        found = self._supported(found, row, self._catalogue)
         if not found.best and facing.expected.size <= LARGEST:
-            plain = search_layouts(
-                facing.expected, facing.seen, tuple(facing.axes.split()), floor=row.floor or 0.0
-            )
+            plain = self._supported(_layouts(facing, row), row, _layouts)
             tried = sorted((*found.tried, *plain.tried), key=lambda item: item.residual)
             found = replace(plain, tried=tuple(tried))
         elif not found.best:
@@ -201,6 +201,18 @@ class _Case:
             found = both if both.best else found
         return found
 
+    def _supported(self, found: Found, row: Row, search_at: Callable[[Facing, Row], Found]) -> Found:
+        """Without numbers that have one sample each, unless other steps that are wrong give the same."""
+        while thin := [item for item in found.best if item.fit]:
+            others = [other for other in self.rows if other.step != row.step]
+            facings = [(self._facing(other), other) for other in others[:FURTHER]]
+            again = [search_at(at, other).tried for at, other in facings if at is not None and _differ(at)]
+            lost = [item for item in thin if not (again and all(_again(item, tried) for tried in again))]
+            if not lost:
+                break
+            found = settled(replace(found, tried=tuple(item for item in found.tried if item not in lost)))
+        return found
+
     def _at_another_step(self, found: Found, row: Row) -> Found:
         """What a step of many calls does not show a later one may: the slots of a cache, a full window."""
         later = [other for other in self.rows if other.step > row.step]
@@ -211,6 +223,19 @@ class _Case:
                 self._note(f"step {row.step} does not tell; step {other.step} does")
                 return again
         return found
+
+
+def _layouts(facing: Facing, row: Row) -> Found:
+    return search_layouts(facing.expected, facing.seen, tuple(facing.axes.split()), floor=row.floor or 0.0)
+
+
+def _differ(facing: Facing) -> bool:
+    return distance(facing.seen, facing.expected, None) > NOISE
+
+
+def _again(item: Tried, tried: tuple[Tried, ...]) -> bool:
+    """Whether what was fitted at one step was fitted so at another, and explains that too."""
+    return any(other.residual <= SHARE and other.confirms(item) for other in tried)
 
 
 def _wrong(row: Row) -> bool:

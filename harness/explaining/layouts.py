@@ -28,13 +28,16 @@ WORDS = {"b": "sequence", "h": "head", "t": "token", "p": "position", "d": "chan
 class Layout:
     """What the values would be if `name` had happened; `where` limits the places that it speaks of.
 
-    `fitted` has a number that was fitted to what was seen: one without goes before.
+    `fitted` has a number that was fitted to what was seen: one without goes before. `fit` are such numbers
+    with one sample each, and `kind` is the name without them, by which other steps are asked for the same.
     """
 
     name: str
     values: Values
     where: npt.NDArray[np.bool_] | None = None
     fitted: bool = False
+    fit: tuple[float, ...] = ()
+    kind: str = ""
 
 
 def layouts(expected: Values, actual: Values, axes: tuple[str, ...]) -> Iterator[Layout]:
@@ -118,7 +121,10 @@ def _orders(expected: Values, actual: Values, axes: tuple[str, ...]) -> Iterator
             continue
         order = np.arange(expected.shape[axis])
         order[places] = found
-        yield Layout(_told(letter, places, order), expected.take(order, axis), fitted=True)
+        alone = expected.size == expected.shape[axis]
+        fit = (*map(float, places), *map(float, found)) if alone else ()
+        kind = f"{letter} in another order" if alone else ""
+        yield Layout(_told(letter, places, order), expected.take(order, axis), None, True, fit, kind)
 
 
 def _told(letter: str, places: Values, order: Values) -> str:
@@ -162,7 +168,10 @@ def _few(expected: Values, actual: Values, axes: tuple[str, ...]) -> Iterator[La
         factor[worst] = times
         told = ", ".join(f"{at} by {by:.3g}" for at, by in zip(worst, times, strict=True))
         shape = [-1 if at == axis else 1 for at in range(expected.ndim)]
-        yield Layout(f"{_word(axes, axis)} scaled: {told}", expected * factor.reshape(shape), fitted=True)
+        word = _word(axes, axis)
+        fit = (*map(float, worst), *map(float, times)) if rows_e.shape[1] == 1 else ()
+        kind = f"{word} scaled" if fit else ""
+        yield Layout(f"{word} scaled: {told}", expected * factor.reshape(shape), None, True, fit, kind)
 
 
 def _word(axes: tuple[str, ...], axis: int) -> str:

@@ -146,24 +146,6 @@ def input_channel_lost(op: Op) -> Iterator[Variant]:
 
 
 @hypothesis("linear", LINEAR, weights=True)
-def weight_rows_scaled(op: Op) -> Iterator[Variant]:
-    """A few rows of the weight are a multiple of what they should be; each multiple is fitted."""
-    if op.role == "rotated_projection":
-        return
-    own = op.x @ op.weight.T
-    gap = op.seen.reshape(own.shape) - op.expected.reshape(own.shape)
-    error = (gap * gap).sum(0)
-    worst = np.flatnonzero(error > 1e-3 * error.max())
-    if 0 < len(worst) <= min(8, len(error) // 8):
-        power = (own[:, worst] ** 2).sum(0)
-        times = 1.0 + (gap[:, worst] * own[:, worst]).sum(0) / np.where(power == 0.0, 1.0, power)
-        values = op.expected.reshape(own.shape).copy()
-        values[:, worst] += own[:, worst] * (times - 1.0)
-        told = ", ".join(f"{row} times {by:.4g}" for row, by in zip(worst, times, strict=True))
-        yield Variant(f"rows of its weight scaled: {told}", op.shaped(values))
-
-
-@hypothesis("linear", LINEAR, weights=True)
 def input_channels_swapped(op: Op) -> Iterator[Variant]:
     """Neighbours change places, as when the nibbles of a byte are read in the other order."""
     if op.weight.shape[1] % 2 == 0:

@@ -150,11 +150,16 @@ class Op:
 
 @dataclass(frozen=True)
 class Variant:
-    """What the op's output would be had `words` happened; `where` `[N]` are the rows it speaks of."""
+    """What the op's output would be had `words` happened; `where` `[N]` are the rows it speaks of.
+
+    `fit` are numbers that were fitted to what was seen, where fewer than two samples speak for each: they
+    always fit, so other steps must give the same ones.
+    """
 
     words: str
     values: Values
     where: npt.NDArray[np.bool_] | None = None
+    fit: tuple[float, ...] = ()
 
 
 Make = Callable[[Op], Iterator[Variant]]

@@ -19,18 +19,29 @@ SHARE, RESIDUE = 0.05, 0.02
 NOISE = 2e-6
 #: Rows whose error is at least this share of the worst row's speak for themselves.
 WORST = 0.25
+#: Numbers fitted at two steps are the same within this share.
+SAME = 5e-3
 #: So many kinds may explain equally well; more explain nothing.
 TIES = 4
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One hypothesis at its best: what it says, and the relative error that it leaves."""
+    """One hypothesis at its best: what it says, and the relative error that it leaves.
+
+    `fit` are numbers with too few samples each, see `Variant`.
+    """
 
     name: str
     words: str
     residual: float
     rank: int = 0
+    fit: tuple[float, ...] = ()
+
+    def confirms(self, other: Tried) -> bool:
+        """Whether this, at another step, was fitted by the same numbers."""
+        alike = self.name == other.name and len(self.fit) == len(other.fit)
+        return alike and bool(np.allclose(self.fit, other.fit, rtol=SAME))
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ def attempt(hypothesis: Hypothesis, op: Op, scale: Scale) -> Tried | None:
     for variant in variants(hypothesis, op):
         residual = scale.of(variant.values, variant.where)
         if best is None or residual < best.residual:
-            best = Tried(hypothesis.name, variant.words, residual, hypothesis.rank)
+            best = Tried(hypothesis.name, variant.words, residual, hypothesis.rank, variant.fit)
     return best
 
 
@@ -150,7 +161,13 @@ def search_layouts(expected: Values, seen: Values, axes: tuple[str, ...], *, flo
     error = distance(seen, expected, None)
     with np.errstate(all="ignore"):
         tried = [
-            Tried(layout.name, layout.name, distance(seen, layout.values, layout.where), 2 + layout.fitted)
+            Tried(
+                layout.kind or layout.name,
+                layout.name,
+                distance(seen, layout.values, layout.where),
+                2 + layout.fitted,
+                layout.fit,
+            )
             for layout in layouts(expected, seen, axes)
         ]
     noise = max(NOISE, 2.0 * floor)

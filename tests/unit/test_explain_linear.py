@@ -87,6 +87,17 @@ def scaled_row() -> Tensor:
     return ACT @ weight.T + DOWN_B
 
 
+def with_element() -> Tensor:
+    weight = DOWN.clone()
+    weight[5, 7] += 0.3
+    return ACT @ weight.T + DOWN_B
+
+
+def swapped_rows(bias: Tensor = DOWN_B) -> Tensor:
+    order = [*range(30), 31, 30]
+    return ACT @ DOWN[order].T + bias
+
+
 def without_channel(at: int) -> Tensor:
     weight = DOWN.clone()
     weight[:, at] = 0
@@ -111,6 +122,8 @@ BUGS = {
         (Q, lambda: rotated(heads(NORM1 @ QW + QB))),
         (MLP, lambda: ACT @ DOWN.T.reshape(32, 48).T + DOWN_B),
     ],
+    "weight rows swapped": [(MLP, swapped_rows), (MLP, lambda: swapped_rows(DOWN_B[[*range(30), 31, 30]]))],
+    "weight element wrong": [(MLP, with_element)],
     "linear bias dropped": [
         (ATTENDED, lambda: o(bias=0)),
         (V, lambda: heads(NORM1 @ VW.T)),
@@ -226,9 +239,59 @@ def test_packed_rows_that_are_split_otherwise_are_named(reading):
 
 
 def test_vocabulary_rows_in_each_others_place_are_named():
-    logits = CASE.p("logits").clone()
+    found = lab.explained(CASE, "logits", swapped(0, lab.PROMPT))
+    assert found.cause.name == "rows 97 and 98 of its weight swapped"
+
+
+def swapped(start: int, stop: int) -> Tensor:
+    logits = CASE.cut("logits", start, stop).clone()
     logits[..., [97, 98]] = logits[..., [98, 97]]
-    assert lab.explained(CASE, "logits", logits).cause.name == "vocabulary 97 and 98 are swapped"
+    return logits
+
+
+def decoded(change):
+    """Changed logits of the decoding steps, of one token each."""
+    return {step: change(start, stop) for step, (start, stop) in enumerate(CASE.steps()) if step}
+
+
+def test_rows_in_each_others_place_are_told_from_scaled_ones_by_other_steps():
+    found = lab.explained(CASE, "logits", decoded(swapped))
+    assert found.cause.name == "rows 97 and 98 of its weight swapped"
+
+
+def test_a_row_that_is_scaled_alike_at_every_step_is_named():
+    def scaled(start, stop):
+        logits = CASE.cut("logits", start, stop).clone()
+        logits[..., 97] *= 1.2
+        return logits
+
+    found = lab.explained(CASE, "logits", decoded(scaled))
+    assert found.cause.name == "rows of its weight scaled: 97 times 1.2"
+
+
+def test_a_factor_that_another_step_does_not_bear_out_is_no_cause():
+    """One weight of a row is wrong: each single token fits some factor of the row, but never the same."""
+
+    def added(start, stop):
+        logits = CASE.cut("logits", start, stop).clone()
+        logits[..., 5] += 3 * CASE.cut("final", start, stop)[..., 7]
+        return logits
+
+    assert lab.explained(CASE, "logits", decoded(added)).cause is None
+    assert lab.explained(CASE, "logits", {1: added(10, 11)}).cause is None
+
+
+def test_a_channel_factor_of_one_token_is_no_cause():
+    case = lab.made()
+    case.provenance["roles"] = []
+
+    def moved(start, stop):
+        values = case.cut("layer0.mlp", start, stop).clone()
+        values[..., 7] += case.cut("layer0.act", start, stop)[..., 3]
+        return values
+
+    steps = {step: moved(start, stop) for step, (start, stop) in enumerate(case.steps()) if step}
+    assert lab.explained(case, "layer0.mlp", steps).cause is None
 
 
 def test_without_weights_it_is_said_that_they_are_missing():
