@@ -20,6 +20,8 @@ SCHEMA = 1
 
 #: Statuses that count as a divergence.
 FAILING = frozenset({"fail", "missing", "shape", "nonfinite"})
+#: An error that is a greater multiple of what is allowed is only said to be greater.
+LARGEST = 1e6
 #: Statuses of records whose values were really held against each other.
 COMPARED = frozenset({"equal", "pass", "fail", "nonfinite"})
 

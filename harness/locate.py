@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from .comparison import COMPARED, Comparison, Coverage, Culprit, First, Row
+from .comparison import COMPARED, LARGEST, Comparison, Coverage, Culprit, First, Row
 from .isolation import HANDED, Isolation, handed_tap
 from .outputs import is_output
 from .rows import CACHE, values_of
@@ -109,7 +109,7 @@ def _handed(row: Row, tap: str, inside: str) -> str:
     named = f"input {what}" if what.isdecimal() else what
     return (
         f"what it is handed ({named}) is wrong although all that feeds it was right: the code before it in "
-        f"{inside or 'the model'} ({row.ratio or 0.0:.3g} times what the format explains)"
+        f"{inside or 'the model'} ({_times(row.ratio)} what the format explains)"
     )
 
 
@@ -123,7 +123,7 @@ def _between(comparison: Comparison) -> tuple[Culprit, ...]:
 
 
 def _born(row: Row, carries: bool) -> str:
-    ratio = "no multiple" if row.local_ratio is None else f"{row.local_ratio:.3g} times"
+    ratio = _times(row.local_ratio)
     if row.segment == CACHE and row.reason.startswith("sequence"):
         return row.reason
     if row.segment == CACHE:
@@ -133,6 +133,13 @@ def _born(row: Row, carries: bool) -> str:
     return (
         f"fed the reference's inputs, {row.segment or 'it'} is still off by {ratio} what the format explains"
     )
+
+
+def _times(ratio: float | None) -> str:
+    """An error as a multiple; one without measure, as of whole numbers, has no figure."""
+    if ratio is None:
+        return "no multiple of"
+    return "more than a million times" if ratio > LARGEST else f"{ratio:.3g} times"
 
 
 def _undecided(row: Row) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from parity.harness.comparison import Cause, Comparison, Finding, Onset, Row, Stage, TokenStep
+from parity.harness.comparison import LARGEST, Cause, Comparison, Finding, Onset, Row, Stage, TokenStep
 from parity.harness.quantized import QUANTIZED
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def exact(value: Any) -> str:
 
 
 def multiple(ratio: float | None) -> str:
-    """An error as a multiple of what is allowed: `412×`."""
+    """An error as a multiple of what is allowed: `412×`; beyond LARGEST only that it is."""
+    if ratio is not None and ratio > LARGEST:
+        return f"> {number(LARGEST, digits=1)}×"
     return "" if ratio is None else f"{number(ratio)}×"
 
 

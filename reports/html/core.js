@@ -33,7 +33,8 @@ function number(value) {
 }
 
 function multiple(ratio) {
-  return ratio === null || ratio === undefined ? "" : number(ratio) + "×";
+  if (ratio === null || ratio === undefined) return "";
+  return ratio === "inf" || ratio > 1e6 ? "> 1e6×" : number(ratio) + "×";
 }
 
 // Packed numbers may be the texts inf and nan; for ranking NaN is above everything, nothing below.

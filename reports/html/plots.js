@@ -63,7 +63,7 @@ function overSteps(candidate, rows, current, open) {
   }));
   return bars(values, {
     label: "Multiple of the tolerance over steps, on a log scale",
-    top: (high) => multiple(10 ** (high - 3)),
+    top: (high) => number(10 ** (high - 3)) + "×",
     limit: { value: 3, mark: "1×" },
     height: 80,
   });

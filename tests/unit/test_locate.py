@@ -356,3 +356,8 @@ def test_rows_that_others_filled_in_are_held_against_the_references() -> None:
 
 def test_a_culprit_is_plain_data() -> None:
     assert Culprit("t", 1, "s", "e") == Culprit("t", 1, "s", "e", None)
+
+
+def test_a_figure_without_measure_is_no_number_of_forty_digits() -> None:
+    (found,) = culprits_of(held(row("a", "fail", local=1.5e44)))
+    assert "more than a million times what the format explains" in found.evidence

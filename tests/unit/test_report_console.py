@@ -335,3 +335,11 @@ def test_both_parts_of_a_quantized_candidates_error_are_one_paragraph() -> None:
     assert f"parts     100 % of its error is quantization: worst 0.4 at {row.tap}, step {row.step};" in told
     assert "implementation: none" in told
     assert "error of the arithmetic itself=0.4, of the implementation besides=0" in told
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [(None, ""), (412.3, "412×"), (9e5, "9.0e5×"), (1.5e44, "> 1e6×"), (float("inf"), "> 1e6×")],
+)
+def test_a_multiple_is_no_longer_than_it_says_something(ratio: float | None, said: str) -> None:
+    assert words.multiple(ratio) == said

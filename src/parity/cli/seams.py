@@ -68,6 +68,7 @@ def _show(report: SeamReport, *, verbose: bool) -> None:
 
 
 def _line(way: WayResult) -> tuple[str, ...]:
-    ratio = "" if way.ratio is None else f"{way.ratio:.2g}x"
+    from parity.reports.words import multiple
+
     told = f"{way.seam}: {way.place}" if way.status == "fail" else way.reason
-    return "  " + way.name, way.status, ratio, told
+    return "  " + way.name, way.status, multiple(way.ratio), told
