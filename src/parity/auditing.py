@@ -21,6 +21,7 @@ from parity.harness.tolerance import Tolerance, load_tolerance
 from parity.harness.trace import Run, Trace, TraceWriter
 from parity.harness.traps import FORMATS, Trap, shipped, users
 from parity.harness.traps import Side as Recorded
+from parity.reports import words
 
 from .floors import rules_of
 
@@ -39,6 +40,7 @@ class Sprung:
     why: str
     verdict: str
     ratio: float | None
+    doubt: str = ""
 
     @property
     def missed(self) -> bool:
@@ -48,12 +50,17 @@ class Sprung:
     @property
     def cried(self) -> bool:
         """Noise that was flagged."""
-        return self.harmless and self.verdict != "parity"
+        return self.harmless and self.verdict == "divergence"
+
+    @property
+    def undecided(self) -> bool:
+        """A harmless change of which nothing could be said, for the reason in `doubt`."""
+        return self.harmless and self.verdict not in ("parity", "divergence")
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What a policy said of every trap; `exit_code` 1 where it misses a fault or flags noise."""
+    """What a policy said of every trap; `exit_code` 1 where it misses a fault, flags noise or cannot say."""
 
     policy: str
     traps: tuple[Sprung, ...]
@@ -67,8 +74,12 @@ class Audit:
         return tuple(trap for trap in self.traps if trap.cried)
 
     @property
+    def undecided(self) -> tuple[Sprung, ...]:
+        return tuple(trap for trap in self.traps if trap.undecided)
+
+    @property
     def exit_code(self) -> int:
-        return 1 if self.missed or self.cried else 0
+        return 1 if self.missed or self.cried or self.undecided else 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -80,6 +91,8 @@ class Audit:
                 "verdict": trap.verdict,
                 "missed": trap.missed,
                 "cried": trap.cried,
+                "undecided": trap.undecided,
+                "doubt": trap.doubt,
                 "ratio": trap.ratio if trap.ratio is None or np.isfinite(trap.ratio) else str(trap.ratio),
             }
             for trap in self.traps
@@ -154,7 +167,8 @@ def _judged(
         sides=(Side("expected", reference.name, "", ""), Side("actual", candidate.name, "", "")),
     )
     worst = comparison.worst.ratio if comparison.worst else None
-    return Sprung(trap.name, trap.format, trap.harmless, trap.why, comparison.verdict, worst)
+    doubt = "" if comparison.verdict in ("parity", "divergence") else words.doubt(comparison)
+    return Sprung(trap.name, trap.format, trap.harmless, trap.why, comparison.verdict, worst, doubt)
 
 
 def _own(folder: Path) -> Iterator[Trap]:

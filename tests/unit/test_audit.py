@@ -92,6 +92,29 @@ def test_traps_of_ones_own_are_set_beside_ours(tmp_path) -> None:
     assert found["mine-bugs"].verdict == "divergence"
 
 
+def test_a_harmless_trap_that_holds_nothing_is_undecided_and_no_cry(tmp_path) -> None:
+    (tmp_path / "harmless").mkdir()
+    np.savez(tmp_path / "harmless" / "empty.npz", expected=np.zeros(0), actual=np.zeros(0))
+    found = parity.audit(traps=tmp_path, formats=("float32",))
+    assert [trap.name for trap in found.undecided] == ["empty"]
+    assert not found.cried
+    assert found.exit_code == 1
+    said = CliRunner().invoke(cli, ["audit", "--format", "float32", "--traps", str(tmp_path)]).output
+    assert "UNDECIDED" in said
+    assert "the records hold no values" in said
+    assert "nothing can be said of 1" in said
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint16, np.int64])
+def test_a_trap_of_whole_numbers_or_truth_values_is_judged(dtype: type, tmp_path) -> None:
+    values = np.array([True, False, True, True]).astype(dtype)
+    for folder, actual in (("bugs", ~values.astype(bool)), ("harmless", values)):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / f"{folder}.npz", expected=values, actual=actual.astype(dtype))
+    found = {trap.name: trap.verdict for trap in parity.audit(traps=tmp_path, formats=("float32",)).traps}
+    assert (found["bugs"], found["harmless"]) == ("divergence", "parity")
+
+
 def test_a_folder_without_traps_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"traps=.*holds neither bugs/\*\.npz"):
         parity.audit(traps=tmp_path)
@@ -119,4 +142,6 @@ def test_the_command_prints_what_is_missed_and_exits_with_1() -> None:
     assert "misses" in done.output.splitlines()[-1]
     data = json.loads(CliRunner().invoke(cli, ["audit", "exact", "--json"]).stdout)
     assert data["exit_code"] == 1
-    assert {"name", "format", "verdict", "cried", "missed", "harmless", "ratio"} == set(data["traps"][0])
+    assert {"name", "format", "verdict", "cried", "missed", "harmless", "ratio", "undecided", "doubt"} == set(
+        data["traps"][0]
+    )

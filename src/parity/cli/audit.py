@@ -9,7 +9,7 @@ import click
 from .show import show_json
 
 if TYPE_CHECKING:
-    from parity.auditing import Audit
+    from parity.auditing import Audit, Sprung
 
 
 @click.command("audit")
@@ -41,7 +41,7 @@ def command(
     An npz of your own holds `expected` and `actual`, and for a noise floor `twin0`, `twin1` ...: further
     healthy computations of the same values.
 
-    Exit status: 0 nothing missed and nothing flagged, 1 otherwise, 2 usage or data error.
+    Exit status: 0 nothing missed, flagged or left undecided, 1 otherwise, 2 usage or data error.
     """
     from parity.auditing import audit
 
@@ -58,15 +58,15 @@ def command(
 def _show(found: Audit, *, verbose: bool) -> None:
     from .show import show_table
 
-    shown = [trap for trap in found.traps if verbose or trap.missed or trap.cried]
+    shown = [trap for trap in found.traps if verbose or trap.missed or trap.cried or trap.undecided]
     if shown:
         rows = [
             (
-                "MISSED" if trap.missed else "CRIED WOLF" if trap.cried else "right",
+                _judged(trap),
                 trap.name,
                 trap.format,
                 trap.verdict,
-                trap.why,
+                trap.doubt if trap.undecided else trap.why,
             )
             for trap in shown
         ]
@@ -75,4 +75,11 @@ def _show(found: Audit, *, verbose: bool) -> None:
     click.echo(
         f"{found.policy}: misses {len(found.missed)} of {bugs} faults, "
         f"flags {len(found.cried)} of {len(found.traps) - bugs} harmless changes"
+        + (f"; nothing can be said of {len(found.undecided)}" if found.undecided else "")
     )
+
+
+def _judged(trap: Sprung) -> str:
+    if trap.undecided:
+        return "UNDECIDED"
+    return "MISSED" if trap.missed else "CRIED WOLF" if trap.cried else "right"
