@@ -24,6 +24,7 @@ from .refuse import refuse_unlike
 from .rows import RowMaker, Rules
 from .sketch import alike
 from .tokens import tokens_of
+from .unfloored import unfloored
 
 if TYPE_CHECKING:
     from .explaining.gather import Ops, Weights
@@ -76,7 +77,7 @@ def compare_runs(
         records=tuple(rows),
         coverage=coverage_of(rows),
         tokens=tokens_of(reference, candidate, free=replay == "free", rules=rules),
-        findings=(*findings, *_notes(rules, maker, candidate, taps, mapping)),
+        findings=(*findings, *_notes(rules, maker, candidate, taps, mapping), *unfloored(rows, rules)),
         rules=maker.fired,
         tolerance=rules.tolerance.name,
         replay=replay,
@@ -122,6 +123,9 @@ def _notes(
     ]
     notes += [Finding("warning", text) for text in (*rules.warnings, *_uncalibrated(rules, known))]
     notes += _left_out(known, taps, str(maker.wiring.get("output", "")))
+    if maker.spread:
+        told = "; ".join([*maker.spread.values()][:3]) + ("; ..." if len(maker.spread) > 3 else "")
+        notes.append(Finding("note", f"one leading row was let stand for all, shapes differ by it: {told}"))
     notes += [Finding("note", text) for text in candidate.provenance.get("substitutions", ())]
     notes += [Finding("warning", text) for text in candidate.provenance.get("warnings", ())]
     if mapping is not None:
