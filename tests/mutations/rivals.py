@@ -95,15 +95,16 @@ def cosine(actual: Any, expected: Any) -> bool:
 @_per_record("1-cosine-like 1e-3")
 def sglang(actual: Any, expected: Any) -> bool:
     """1 - 2<a, e> / (|a|^2 + |e|^2) <= 1e-3: SGLang's comparator."""
-    power = float((actual * actual).sum() + (expected * expected).sum())
-    return power == 0.0 or 1.0 - 2.0 * float((actual * expected).sum()) / power <= 1e-3
+    with np.errstate(all="ignore"):
+        power = np.float64((actual * actual).sum() + (expected * expected).sum())
+        return bool(power == 0.0 or 1.0 - 2.0 * np.float64((actual * expected).sum()) / power <= 1e-3)
 
 
 @_per_record("Polygraphy 1e-5")
 def polygraphy(actual: Any, expected: Any) -> bool:
     """Every element within atol or within rtol, both 1e-5."""
-    gap = np.abs(actual - expected)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
+        gap = np.abs(actual - expected)
         relative = gap / np.abs(expected)
     return bool(np.all((gap <= 1e-5) | (relative <= 1e-5)))
 
@@ -129,8 +130,7 @@ def npz_tool(reference: Run, candidate: Run) -> Said:
         a, e = (np.nan_to_num(side, nan=0.0, posinf=1e4, neginf=-1e4).ravel() for side in sides)
         size = min(a.size, e.size)
         a, e = a[:size], e[:size]
-        middle = np.sqrt((((a + e) / 2.0) ** 2).sum())
-        gap = np.sqrt(((a - e) ** 2).sum())
+        middle, gap = np.sqrt((((a + e) / 2.0) ** 2).sum()), np.sqrt(((a - e) ** 2).sum())
         similar = 1.0 - gap / middle if middle else float(not gap)
         if _cosine(a, e) < 0.99 or similar < 0.90:
             return Said(True, pair.tap)
@@ -147,7 +147,7 @@ def msprobe(reference: Run, candidate: Run) -> Said:
             continue
         if np.isfinite(e).all() and not np.isfinite(a).all():
             return Said(True, pair.tap)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             near = np.abs(a - e) <= 1e-3 * np.abs(e)
         at = (pair.tap, pair.step, pair.call)
         shares[at] = float(near.mean()) if near.size else 1.0
@@ -158,11 +158,12 @@ def msprobe(reference: Run, candidate: Run) -> Said:
 
 
 def _cosine(actual: Any, expected: Any) -> float:
-    """NaN where a side is zero or not finite, which no threshold accepts; 1 where both are zero."""
-    scale = float(np.sqrt((actual * actual).sum()) * np.sqrt((expected * expected).sum()))
-    if not scale:
-        return 1.0 if not np.abs(actual - expected).max(initial=0.0) else 0.0
-    return float((actual * expected).sum() / scale)
+    """NaN where a side is not finite, which no threshold accepts; 1 where both are zero."""
+    with np.errstate(all="ignore"):
+        scale = float(np.sqrt((actual * actual).sum()) * np.sqrt((expected * expected).sum()))
+        if scale:
+            return float(np.float64((actual * expected).sum()) / scale)
+    return 1.0 if not np.abs(actual - expected).max(initial=0.0) else 0.0
 
 
 RULES |= {"the original tracer": tracer, "TPU-MLIR npz_tool": npz_tool, "msprobe": msprobe}

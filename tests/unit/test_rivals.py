@@ -87,3 +87,11 @@ def test_tight_rules_object_to_rounding(rivals, tmp_path):
     assert found["torch.allclose"].objects
     assert found["Polygraphy 1e-5"].objects
     assert not found["cosine 0.99"].objects
+
+
+def test_values_that_are_not_finite_are_judged_without_a_warning(rivals, tmp_path):
+    wild = X.copy()
+    wild[0, 0], wild[1, 1] = np.inf, np.nan
+    found = rivals.said(*runs(tmp_path, {"x": X}, {"x": wild}))
+    assert found["cosine 0.99"].objects
+    assert found["1-cosine-like 1e-3"].objects

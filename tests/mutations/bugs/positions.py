@@ -176,7 +176,7 @@ PLANTS = [
     _rope(
         "first-row-for-all",
         _first_row_for_all,
-        ("position|row",),
+        ("position|row|left out",),  # the first chunk's first row turns nothing
         setting="chunk",
         on=("segmented:grow", "segmented"),
         also=(),
