@@ -105,36 +105,39 @@ class _Running:
         return handles
 
     def _watch(self, path: str, part: nn.Module) -> list[Any]:
-        running: list[tuple[int, Call | None]] = []
+        running: list[tuple[int, Call | None, str]] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             number = self.counts[path]
             self.counts[path] += 1
             right = self.right.calls.get((path, number))
-            running.append((number, right))
             if right is None:
+                running.append((number, None, ""))
                 self.pairing.refused[path] = "is called more often than in the reference"
                 return None
             given = [(item, right.answering(item)) for item in given_to(module, args, kwargs)]
+            odd = (own.key for own, want in given if want and fitting(own.tensor, want.tensor) is None)
+            running.append((number, right, next(odd, "")))
             new = {id(item.tensor): self._handed(path, number, item, want) for item, want in given}
             if all(new[id(item.tensor)] is item.tensor for item, _ in given):
                 return None
             return rebuilt(args, new), rebuilt(kwargs, new)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            number, right = running.pop()
+            number, right, odd = running.pop()
             if right is None:
                 self.loose.add(path)
                 return None
-            return self._returned(path, number, output, right)
+            return self._returned(path, number, output, right, odd)
 
         return [part.register_forward_pre_hook(before, with_kwargs=True), part.register_forward_hook(after)]
 
     def _handed(self, path: str, number: int, own: Given, want: Given | None) -> Tensor:
         """The tensor that the module goes on with: the reference's, where there is one of the kind."""
-        if want is None or not _comparable(own.tensor, want.tensor):
+        fit = None if want is None else fitting(own.tensor, want.tensor)
+        if want is None or fit is None:
             return own.tensor
-        right = want.tensor.to(own.tensor.device, own.tensor.dtype)
+        right = fit.to(own.tensor.device, own.tensor.dtype)
         if torch.equal(own.tensor, right) or _alike_hidden(own.tensor, right):
             self.known.add(own.tensor)
             return own.tensor
@@ -149,8 +152,11 @@ class _Running:
             return own.tensor
         return self._instead(own.tensor, right)
 
-    def _returned(self, path: str, number: int, output: Any, right: Call) -> Any:
-        """Record what the module made, and return what it should have made."""
+    def _returned(self, path: str, number: int, output: Any, right: Call, odd: str) -> Any:
+        """Record what the module made, and return what it should have made.
+
+        odd: what it was handed that could not be exchanged for the reference's.
+        """
         new: dict[int, Tensor] = {}
         matched, inside = False, {other for other in self.loose if other.startswith(f"{path}.")}
         first = ""
@@ -161,13 +167,16 @@ class _Running:
                 self.pairing.shared[tap] = [first, *self.between.get(path, ())]
             first = first or tap
             want = right.returned.get(suffix)
-            if want is None or not _comparable(own, want):
+            fit = None if want is None else fitting(own, want.to(own.device, own.dtype))
+            if fit is None:
                 self.pairing.unpinned[tap] = "the reference returns no such value"
                 continue
             matched = True
             if inside:
                 self.pairing.unpinned[tap] = f"{min(inside)} inside went on with its own value"
-            new[id(own)] = self._instead(own, want.to(own.device, own.dtype))
+            elif odd:
+                self.pairing.unpinned[tap] = f"{odd} has another shape or kind than in the reference"
+            new[id(own)] = self._instead(own, fit)
         self.loose -= inside if matched else set()
         self.loose |= set() if matched or not right.returned else {path}
         return rebuilt(output, new) if any(id(made) != own for own, made in new.items()) else output
@@ -187,9 +196,10 @@ class _Running:
         own = next((own for made, own in reversed(self.replaced) if _same(made, array)), array)
         self.sink.record(tap, own, call=call, **{**about, "step": self.step})
         want = self.right.taps.get((tap, call))
-        if own is not array or want is None or not _comparable(array, want):
+        fit = None if own is not array or want is None else fitting(array, want)
+        if fit is None:
             return
-        right = want.to(array.device, array.dtype)
+        right = fit.to(array.device, array.dtype)
         if self.known.fresh(array) and self.pinner.write(array, right):
             self.known.add(array)
         elif not torch.equal(array, right):
@@ -201,14 +211,22 @@ class _Running:
                 self.pairing.refused.setdefault(path, "the candidate does not call a module of that name")
 
 
-def _comparable(own: Any, right: Tensor) -> bool:
-    """Of one shape, and both floating, both whole, or both neither."""
-    return (
-        isinstance(own, Tensor)
-        and own.shape == right.shape
-        and own.is_floating_point() == right.is_floating_point()
-        and (own.dtype == torch.bool) == (right.dtype == torch.bool)
-    )
+def fitting(own: Any, right: Tensor) -> Tensor | None:
+    """`right` in the shape of `own`, where one may have a single leading row that stands for all.
+
+    None for another shape, and where one is floating or boolean and the other is not.
+    """
+    if not isinstance(own, Tensor) or own.is_floating_point() != right.is_floating_point():
+        return None
+    if (own.dtype == torch.bool) != (right.dtype == torch.bool):
+        return None
+    if own.shape == right.shape:
+        return right
+    if own.ndim != right.ndim or own.shape[1:] != right.shape[1:] or 1 not in (len(own), len(right)):
+        return None
+    if len(right) == 1:
+        return right.expand_as(own)
+    return right[:1] if torch.equal(right, right[:1].expand_as(right)) else None
 
 
 def _alike_hidden(own: Tensor, right: Tensor) -> bool:

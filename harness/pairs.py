@@ -70,6 +70,22 @@ class Pair:
             return tuple(self.candidate.shape), tuple(self.reference.shape)
         return None
 
+    def spread(self) -> bool:
+        """Where one side has a single leading row, and the other several: let it stand for each of them.
+
+        Done where nothing else tells the shapes apart and no axes are declared; the rule says so.
+        """
+        if self.axes or self.shapes is None or self.reference is None or self.candidate is None:
+            return False
+        own, other = self.shapes
+        if len(own) < 2 or own[1:] != other[1:] or min(own[0], other[0]) != 1 or self.actual is not None:
+            return False
+        shape = max(own, other)
+        self.actual = np.broadcast_to(self.candidate.read(), shape)
+        self.expected = np.broadcast_to(self.reference.read(), shape)
+        self.rule += f"; one row stands for all {shape[0]}"
+        return True
+
     @property
     def direct(self) -> bool:
         """Whether both records can be streamed as they lie."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from .detail import Detail, Room
 from .filling import WAITING, Waiting, fill, mark_lost
 from .handed import Needed, moved
 from .isolation import Isolation, isolation_of
-from .measuring import in_batches, measure_all, pieces
+from .measuring import in_batches, measure_all, measure_pair, pieces
+from .outputs import is_output
 from .pairs import Pair
 from .rules import Rule as Rule
 from .rules import Rules as Rules
@@ -58,6 +59,7 @@ class RowMaker:
         self.aligner = Aligner(reference, candidate, mapping=mapping)
         self.fired: dict[str, int] = {}
         self.unsound = ""
+        self.spread: dict[str, str] = {}
         self.wiring: Mapping[str, Any] = (
             candidate.provenance.get("wiring") or reference.provenance.get("wiring") or {}
         )
@@ -144,7 +146,9 @@ class RowMaker:
             self._absent(row)
         elif pair.reference is None and pair.expected is None:
             row.status, row.reason = "extra", "the reference has no such record"
-        elif (shapes := pair.shapes) and shapes[0] != shapes[1]:
+        elif (shapes := pair.shapes) and shapes[0] != shapes[1] and self._spread(pair, row):
+            return row
+        elif shapes and shapes[0] != shapes[1]:
             row.status, row.reason = "shape", f"shape={shapes[0]}, but should be {shapes[1]}"
         else:
             return row
@@ -152,6 +156,19 @@ class RowMaker:
             self.unsound = self.unsound or f"the reference itself holds NaN: {row.tap} at step {row.step}"
         mark_lost(row, pair)
         return row
+
+    def _spread(self, pair: Pair, row: Row) -> bool:
+        """Whether one row of an inner value is what all should be; what the model returns has its shape."""
+        shapes, alone = pair.shapes, replace(pair)
+        if is_output(pair.tap) or pair.tap == self.wiring.get("output", "logits") or not alone.spread():
+            return False
+        rule = self._rule(row)
+        if not rule.judge(*measure_pair(alone, rule.asked), (alone, 0)).passed:
+            return False
+        pair.spread()
+        row.rule = pair.rule
+        self.spread.setdefault(pair.tap, f"{pair.tap}: {shapes[0]} against {shapes[1]}" if shapes else "")
+        return True
 
     def _absent(self, row: Row) -> None:
         """Nothing answers a reference record: skipped when the target said so, else missing."""

@@ -295,3 +295,51 @@ def test_a_port_that_fails_on_other_values_is_fed_module_by_module() -> None:
     made = session(Strict())
     assert made.isolation.kind == MODULES
     assert "not with hooks" in made.facts.details["not_pinned"]
+
+
+class Turned(nn.Module):
+    """A table for all positions, which one module makes and another reads; `rows` of it are made."""
+
+    def __init__(self, rows: int = 1, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.read = Table(rows, width), Reads()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[B, T] -> [B, T, 8]."""
+        return self.read(ids, self.table(ids))
+
+
+class Table(nn.Module):
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.rows, self.width = rows, width
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[1, T, W], or the same for each of several."""
+        made = torch.arange(ids.shape[1] * self.width) / 10.0
+        return made.view(1, -1, self.width).expand(self.rows, -1, -1)
+
+
+class Reads(nn.Module):
+    def forward(self, ids: Tensor, table: Tensor) -> Tensor:
+        """[B, T] and a table -> [B, T, 8]."""
+        return ids[..., None] + table[..., :8]
+
+
+def turned(port: nn.Module, reference: nn.Module) -> tuple[MemoryRun, PinnedModules]:
+    run, pairing = MemoryRun("isolated"), PinnedModules(reference.eval(), port.eval())
+    pairing.run(IDS, IDS, run, 0)
+    return run, pairing
+
+
+@pytest.mark.parametrize(("own", "theirs"), [(1, 2), (2, 1)])
+def test_one_row_that_stands_for_all_is_pinned(own: int, theirs: int) -> None:
+    run, pairing = turned(Turned(own), Turned(theirs))
+    assert list(pairing.unpinned) == ["output"]
+    assert run.records("module:table")[0].shape == (own, 5, 8)
+
+
+def test_what_reads_a_value_of_another_shape_is_not_said_to_be_made_of_the_references() -> None:
+    _, pairing = turned(Turned(width=10), Turned())
+    assert pairing.unpinned["module:read"] == "table has another shape or kind than in the reference"
