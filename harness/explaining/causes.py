@@ -15,6 +15,7 @@ from ..isolation import HANDED
 from ..sketch import capture_of
 from .catalogue import CATALOGUE
 from .gather import Evidence, Facing
+from .maths import FORMATS
 from .nearby import op_of
 from .op import Op
 from .search import (
@@ -24,6 +25,7 @@ from .search import (
     Scale,
     Tried,
     attempt,
+    constant,
     distance,
     failure,
     narrowed,
@@ -106,6 +108,8 @@ class _Case:
         self.rows = [row for row in comparison.handed if row.tap.startswith(handed)]
         self.rows = self.rows or [row for row in comparison.records if row.tap == culprit.tap and _wrong(row)]
         self.notes: list[str] = []
+        declared = str(evidence.candidate.provenance.get("dtype", ""))
+        self.declared = declared if declared in FORMATS else ""
 
     def explained(self) -> Explanation:
         row = next((row for row in self.rows if row.step == self.culprit.step), None)
@@ -114,7 +118,10 @@ class _Case:
             told = "both sides must show it at this step, in one shape and with finite values"
             return Explanation(self.culprit, notes=(told,))
         found = self._catalogue(facing, row)
-        if len(found.best) > 1:
+        if not found.best or found.best[0].rank:
+            plain = constant(facing.expected, facing.seen)
+            found = found if plain is None else replace(plain, tried=(*plain.best, *found.tried))
+        if len(found.best) > 1 or (found.best and found.best[0].also):
             found = self._at_more_steps(found, row)
         elif not found.best:
             found = self._at_another_step(found, row)
@@ -144,7 +151,7 @@ class _Case:
         op, base = self._op(facing, floor)
         if op is None:
             return Found(distance(facing.seen, facing.expected, None), NOISE, ())
-        found = search(op, base=base, floor=floor)
+        found = search(op, base=base, floor=floor, declared=self.declared)
         for note in found.failed:
             self._note(note)
         return self._confirmed(found, op, facing)
@@ -182,7 +189,11 @@ class _Case:
             return found
         names = {item.name for item in found.best}
         scale = Scale(whole.expected, whole.seen)
-        held = [attempt(hypothesis, whole, scale) for hypothesis in CATALOGUE if hypothesis.name in names]
+        held = [
+            attempt(hypothesis, whole, scale, self.declared)
+            for hypothesis in CATALOGUE
+            if hypothesis.name in names
+        ]
         kept = tuple(
             item
             for item in held
@@ -195,7 +206,7 @@ class _Case:
         later = [other for other in self.rows if other.step > row.step]
         for other in (*later[:1], *later[1:][-FURTHER + 1 :]):
             facing = self._facing(other)
-            if facing is None or len(found.best) < 2:
+            if facing is None or (len(found.best) < 2 and not (found.best and found.best[0].also)):
                 continue
             both = narrowed(found, self._catalogue(facing, other))
             found = both if both.best else found
@@ -244,9 +255,10 @@ def _wrong(row: Row) -> bool:
 
 def _cause(culprit: Culprit, found: Found) -> Cause:
     best, other = found.best[0], found.next_best
-    name = ", or ".join(item.words for item in found.best)
+    name = ", or ".join(item.told for item in found.best)
     after = "" if other is None else f"; next best {told(other.residual)}"
-    tied = " (cannot be told apart on this input)" if len(found.best) > 1 else ""
+    several = len(found.best) > 1 or best.also
+    tied = " (cannot be told apart on this input)" if several else ""
     link = "reference, but" if best.rank >= 2 else "reference with"
     evidence = f"candidate = {link} {name}{tied} (residual {told(best.residual)}{after})"
     return Cause(

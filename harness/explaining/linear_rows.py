@@ -46,7 +46,8 @@ def weight_rows_swapped(op: Op) -> Iterator[Variant]:
     own, gap, worst = _rows(op, 8)
     bias = np.broadcast_to(op.bias, own.shape[1:])[worst]
     seen = (op.expected.reshape(own.shape) + gap)[:, worst, None]
-    for words, added in (("", bias), (", their biases not", bias[:, None])):
+    ways = (("", bias), (", their biases not", bias[:, None]))
+    for words, added in ways if len(op.weights) > 1 else ways[:1]:
         made = own[:, None, worst] + added
         order = ((seen - made) ** 2).sum(0).argmin(1) if len(worst) > 1 else np.zeros(0, np.int64)
         if len(order) == 0 or len(set(order.tolist())) < len(order):

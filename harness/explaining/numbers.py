@@ -71,7 +71,7 @@ def saturated(op: Op) -> Iterator[Variant]:
         yield Variant(f"values saturated at {bound:.4g}", np.clip(op.expected, -bound, bound))
 
 
-@hypothesis("numbers", rank=1)
+@hypothesis("numbers", rank=2)
 def wrapped(op: Op) -> Iterator[Variant]:
     """8-bit codes without a clamp: 128 becomes -128; in whole numbers, or on a scale that is too fine."""
     if np.abs(op.expected).max() > 127:

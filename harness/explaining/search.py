@@ -21,6 +21,8 @@ NOISE = 2e-6
 WORST = 0.25
 #: Numbers fitted at two steps are the same within this share.
 SAME = 5e-3
+#: A reference so many times larger than what was seen is no measure of what explains that.
+LARGER = 1e3
 #: So many kinds may explain equally well; more explain nothing.
 TIES = 4
 
@@ -29,7 +31,7 @@ TIES = 4
 class Tried:
     """One hypothesis at its best: what it says, and the relative error that it leaves.
 
-    `fit` are numbers with too few samples each, see `Variant`.
+    `fit` are numbers with too few samples each, see `Variant`; `also` says other words for the same values.
     """
 
     name: str
@@ -37,6 +39,12 @@ class Tried:
     residual: float
     rank: int = 0
     fit: tuple[float, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> str:
+        """All that it may be."""
+        return ", or ".join((self.words, *self.also))
 
     def confirms(self, other: Tried) -> bool:
         """Whether this, at another step, was fitted by the same numbers."""
@@ -75,7 +83,9 @@ class Scale:
         self.seen = _flat(seen)
         self.expected = _flat(expected)
         gap = ((self.seen - self.expected) ** 2).sum(1)
-        size = np.maximum((self.expected**2).sum(1), (self.seen**2).sum(1))
+        right, own = (self.expected**2).sum(1), (self.seen**2).sum(1)
+        # against a mask's -3e38 whatever is bounded would be right
+        size = np.maximum(np.minimum(right, np.where(own > 0.0, LARGER**2 * own, np.inf)), own)
         relative = gap / np.maximum(size, 1e-2 * size.mean() + 1e-300)
         self.worst = relative >= WORST**2 * relative.max(initial=0.0)
         self._size = size
@@ -96,17 +106,20 @@ def _flat(values: Values) -> Values:
     return values.reshape(len(values), -1).astype(np.float64, copy=False)
 
 
-def search(op: Op, *, base: float, floor: float, catalogue: Iterable[Hypothesis] = CATALOGUE) -> Found:
+def search(
+    op: Op, *, base: float, floor: float, declared: str = "", catalogue: Iterable[Hypothesis] = CATALOGUE
+) -> Found:
     """Every hypothesis that fits the op; `base` is how well the unchanged op gives the reference's output.
 
-    `floor` is the relative noise level of the tap.
+    `floor` is the relative noise level of the tap; `declared` is the format that the candidate says it
+    computes in: that is no mistake.
     """
     scale = Scale(op.expected, op.seen)
     noise = max(NOISE, 2.0 * base, 2.0 * floor)
     tried, failed = [], []
     for hypothesis in catalogue:
         try:
-            made = attempt(hypothesis, op, scale) if hypothesis.fits(op) else None
+            made = attempt(hypothesis, op, scale, declared) if hypothesis.fits(op) else None
         except Exception as error:  # whatever it is, it must not cost the verdict
             failed.append(failure(error, f"whether it is '{hypothesis.name}'"))
         else:
@@ -122,14 +135,24 @@ def failure(error: Exception, what: str) -> str:
     return f"{what} cannot be computed ({type(error).__name__}: {error})"
 
 
-def attempt(hypothesis: Hypothesis, op: Op, scale: Scale) -> Tried | None:
-    """The best variant of one hypothesis; None where it has none for this op."""
-    best: Tried | None = None
+def attempt(hypothesis: Hypothesis, op: Op, scale: Scale, declared: str = "") -> Tried | None:
+    """The best variant of one hypothesis, and others that give its values; None where it has none."""
+    best: tuple[Tried, Values] | None = None
     for variant in variants(hypothesis, op):
+        if declared and declared in variant.words:
+            continue
         residual = scale.of(variant.values, variant.where)
-        if best is None or residual < best.residual:
-            best = Tried(hypothesis.name, variant.words, residual, hypothesis.rank, variant.fit)
-    return best
+        made = Tried(hypothesis.name, variant.words, residual, hypothesis.rank, variant.fit)
+        if best is None or residual < best[0].residual - NOISE:
+            best = made, variant.values
+        elif len(best[0].also) + 1 < TIES and _same(best[1], variant, residual - best[0].residual):
+            best = replace(best[0], also=(*best[0].also, variant.words)), best[1]
+    return None if best is None else best[0]
+
+
+def _same(best: Values, variant: Variant, worse: float) -> bool:
+    """Whether a variant is no worse than the best and gives its values."""
+    return worse <= NOISE and distance(variant.values, best, variant.where) <= NOISE
 
 
 def variants(hypothesis: Hypothesis, op: Op) -> Iterator[Variant]:
@@ -154,6 +177,16 @@ def settled(found: Found) -> Found:
     limit = max(3.0 * able[0].residual, min(found.noise, found.error / 3))
     tied = tuple(item for item in able if item.residual <= limit)
     return replace(found, best=tied if len(tied) <= TIES else (), limit=limit)
+
+
+def constant(expected: Values, seen: Values) -> Found | None:
+    """The candidate has one value everywhere: that is said, whatever else would make it so."""
+    value = float(seen.flat[0])
+    if seen.size < 4 or (seen != value).any() or (expected == expected.flat[0]).all():
+        return None
+    words = "zeros" if value == 0.0 else f"a constant, {value:.4g}"
+    tried = (Tried("constant", words, 0.0, 2),)
+    return Found(distance(seen, expected, None), NOISE, tried, tried)
 
 
 def search_layouts(expected: Values, seen: Values, axes: tuple[str, ...], *, floor: float) -> Found:
@@ -193,11 +226,12 @@ def _power(values: Values) -> float:
 
 def narrowed(first: Found, second: Found) -> Found:
     """What explains both steps equally: the larger residue of each hypothesis that was tried at both."""
-    other = {(item.name, item.words): item for item in second.tried}
     both = [
-        replace(item, residual=max(item.residual, other[item.name, item.words].residual))
+        replace(item, residual=max(item.residual, other.residual), words=words[0], also=words[1:])
         for item in first.tried
-        if (item.name, item.words) in other
+        for other in second.tried
+        if item.name == other.name
+        if (words := tuple(word for word in (item.words, *item.also) if word in (other.words, *other.also)))
     ]
     noise = max(first.noise, second.noise)
     merged = Found(min(first.error, second.error), noise, tuple(sorted(both, key=lambda item: item.residual)))

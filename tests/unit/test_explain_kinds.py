@@ -84,3 +84,58 @@ def test_whatever_fails_about_a_culprit_is_noted(monkeypatch):
     found = lab.explained(CASE, "layer0.o", -CASE.p("layer0.o"))
     assert found.notes == ("what is said of its op cannot be computed (RuntimeError: lost)",)
     assert replace(found, notes=()).cause is None
+
+
+def test_a_candidate_of_zeros_is_said_to_be_zeros():
+    small = factory.noise(2, 6, 8, seed=3) / 100
+    assert culprit_of(small, np.zeros_like(small)) == "zeros"
+    assert culprit_of(300 * small, np.full_like(small, 2.5)) == "a constant, 2.5"
+
+
+def test_a_bound_is_named_before_values_that_wrapped_round():
+    hidden = np.where(np.tri(8, dtype=bool)[None], factory.noise(1, 8, 8, seed=3), np.float32(-3e38))
+    assert culprit_of(hidden, np.maximum(hidden, np.float32(-1e4))) == "values saturated at 1e+04"
+
+
+def test_sequences_that_moved_are_named_only_where_all_are_wrong():
+    values = factory.noise(3, 6, 8, seed=3)
+    assert culprit_of(values, np.roll(values, 1, 0), "x t d") == "shifted by +1 along x"
+    copied = values.copy()
+    copied[1] = values[0]
+    copied[2, 0] += 1.0
+    assert "sequence" not in str(culprit_of(values, copied))
+
+
+def test_a_mask_that_is_wrong_in_some_sequences_is_no_roll_of_them():
+    mask = np.zeros((3, 6, 8), bool)
+    mask[0, :, :5] = mask[1, :, :5] = True
+    wrong = mask.copy()
+    wrong[2] = mask[1]
+    assert "shifted" not in str(culprit_of(mask, wrong, ""))
+
+
+def test_the_format_that_a_candidate_declares_is_no_mistake():
+    weight = CASE.w["body.blocks.0.attention.out_proj.weight"].bfloat16().float()
+    bias = CASE.w["body.blocks.0.attention.out_proj.bias"]
+    low = CASE.p("layer0.attn").flatten(2) @ weight.T + bias
+    assert "bfloat16" in lab.explained(CASE, "layer0.o", low).cause.name
+    case = lab.made()
+    case.provenance["dtype"] = "bfloat16"
+    found = lab.explained(case, "layer0.o", low)
+    assert found.cause is None
+    assert not any("bfloat16" in item.words for item in found.tried)
+
+
+def test_two_mistakes_that_give_the_same_values_are_both_named():
+    def twice(op: Op) -> Iterator[Variant]:
+        yield Variant("this", -op.expected)
+        yield Variant("that", -op.expected)
+        yield Variant("no", op.expected)
+
+    o = CASE.p("layer0.o")
+    hypothesis = Hypothesis("twice", "rows", twice)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(search.search.__kwdefaults__, "catalogue", (hypothesis,))
+        found = lab.explained(CASE, "layer0.o", {0: -o, 1: -CASE.cut("layer0.o", 10, 11)})
+    assert found.cause.name == "this, or that"
+    assert "cannot be told apart" in found.cause.evidence
