@@ -39,6 +39,7 @@ def never_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GrowCache, "reset", kept)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("never_reset")
 def test_rows_that_stand_twice_are_the_fault_of_the_cache_alone(tmp_path: Path) -> None:
     (tmp_path / "reset.toml").write_text(SCENARIO)
@@ -51,6 +52,7 @@ def test_rows_that_stand_twice_are_the_fault_of_the_cache_alone(tmp_path: Path) 
     assert rows["layer3.q", 10].local_ratio is not None
 
 
+@pytest.mark.slow
 def test_a_padding_mask_that_is_ignored_is_what_brought_the_departure(tmp_path: Path, monkeypatch) -> None:
     right = masks.attendable
     monkeypatch.setattr(
