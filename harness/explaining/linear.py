@@ -44,8 +44,9 @@ def linear_bias_dropped(op: Op) -> Iterator[Variant]:
 
 @hypothesis("linear", LINEAR, weights=True)
 def linear_bias_twice(op: Op) -> Iterator[Variant]:
-    """Added by every rank, or divided by their number."""
-    for words, times in (("twice", 2.0), ("four times", 4.0), ("half", 0.5)) if len(op.weights) > 1 else ():
+    """Added by every rank, or divided by their number; or taken off."""
+    ways = {"twice": 2.0, "four times": 4.0, "half": 0.5, "with the other sign": -1.0}
+    for words, times in ways.items() if len(op.weights) > 1 else ():
         yield Variant(f"its bias added {words}", made(op, op.weight, times * np.asarray(op.bias)))
 
 

@@ -129,7 +129,11 @@ BUGS = {
         (V, lambda: heads(NORM1 @ VW.T)),
         (Q, lambda: rotated(heads(NORM1 @ QW.T))),
     ],
-    "linear bias twice": [(ATTENDED, lambda: o(bias=2 * BIAS)), (MLP, lambda: ACT @ DOWN.T + DOWN_B / 2)],
+    "linear bias twice": [
+        (ATTENDED, lambda: o(bias=2 * BIAS)),
+        (MLP, lambda: ACT @ DOWN.T + DOWN_B / 2),
+        (MLP, lambda: ACT @ DOWN.T - DOWN_B),
+    ],
     "bias after rotation": [(Q, lambda: rotated(heads(NORM1 @ QW.T)) + heads(QB.expand(1, P, -1)))],
     "weights of another op": [
         (
