@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,7 +148,7 @@ class Said(Silent):
 def test_what_compiling_takes_is_said_before_it_begins_and_refused_where_the_disk_is_full(
     toolchain, tmp_path, monkeypatch
 ):
-    case = CASE | {"weights": "random:41", "steps": 1}
+    case = CASE | {"weights": f"random:{time.time_ns() % 1_000_000_000}", "steps": 1}  # never compiled before
     room = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=1 << 20))
     with monkeypatch.context() as full:
         full.setattr("parity.targets.sophgo.compile.estimate.shutil", room)

@@ -162,7 +162,7 @@ PLANTS = [
         _weight((384, 128), lambda w: w * np.float32(1.001)),
         ("scale|times|factor|1.001|gate|up",),
     ),
-    _graph("one-value", "layer2.mlp", "seg_2", _weight((384, 128), _one, 2), ("value|element",)),
+    _graph("one-value", "layer2.mlp", "seg_2", _weight((384, 128), _one, 2), ("weight off by .* at",)),
     _graph("weight-noise", "layer0.o", "seg_0", _weight((128, 128), _noise), ()),
     _graph(
         "vocabulary-scaled",

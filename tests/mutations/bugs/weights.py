@@ -261,7 +261,7 @@ PLANTS = [
         "one-value",
         "layer1.mlp",
         _weight("seg_1.layer_bottom.mlp.down_proj.weight", _one_value),
-        ("value|element",),
+        ("weight off by .* at",),
     ),
     _of(
         "tile-lost",
